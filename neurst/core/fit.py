@@ -1,0 +1,319 @@
+r"""The one loop that fits a field to one signal, and the field it gives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neurst.core.jet import hessian, jacobian
+from neurst.core.likelihood import Likelihood
+from neurst.core.nets import Network
+from neurst.core.penalty import Penalty, score
+from neurst.core.samples import Box, Region, Samples, rows, typical_spacing
+
+
+def resolve_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA, else MPS, else the CPU; any torch device name is taken as it is."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Numbers of one fit.
+
+    Parameters
+    ----------
+    steps
+        Adam steps :cite:p:`Kingma2015`; the learning rate follows half a cosine from `learning_rate` to zero, so the number of
+        steps is the stopping rule.
+    learning_rate
+        At the first step.
+    batch_points, batch_channels
+        Points and channels drawn for one step; 0 takes all. The likelihood is rescaled to the whole.
+    n_regularisation
+        Regularisation points drawn for one step.
+    near
+        Their share near data; the rest covers the bounding box.
+    jitter
+        Standard deviation of the near ones around data points, as a multiple of the typical spacing of points.
+    refresh_every
+        Steps between refreshes of an adaptive penalty.
+    refresh_points
+        Regularisation points a refresh looks at.
+    record_every
+        Steps between entries of the history.
+    random_state
+        Seed of every draw.
+    device
+        ``"auto"``, or a torch device name.
+    double
+        Compute in float64.
+    """
+
+    steps: int = 500
+    learning_rate: float = 3e-3
+    batch_points: int = 0
+    batch_channels: int = 0
+    n_regularisation: int = 1024
+    near: float = 0.5
+    jitter: float = 1.0
+    refresh_every: int = 100
+    refresh_points: int = 2048
+    record_every: int = 10
+    random_state: int = 0
+    device: str = "auto"
+    double: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "n_regularisation", "refresh_every", "refresh_points", "record_every"):
+            if getattr(self, name) < 1:
+                msg = f"`{name}={getattr(self, name)!r}`: expected a whole number >= 1"
+                raise ValueError(msg)
+        for name in ("batch_points", "batch_channels"):
+            if getattr(self, name) < 0:
+                msg = f"`{name}={getattr(self, name)!r}`: expected 0 (all) or a positive number"
+                raise ValueError(msg)
+        if not (self.learning_rate > 0 and self.jitter >= 0 and 0 <= self.near <= 1):
+            msg = (
+                f"`learning_rate={self.learning_rate!r}`, `jitter={self.jitter!r}`, `near={self.near!r}`: expected a positive "
+                "rate, a jitter >= 0 and a share between 0 and 1"
+            )
+            raise ValueError(msg)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the fit."""
+        return torch.float64 if self.double else torch.float32
+
+
+class Identity(nn.Module):
+    """The head of a field that is observed as it is."""
+
+    def forward(self, z: Tensor, channels: Tensor | None = None) -> Tensor:
+        return z if channels is None else z[:, channels]
+
+    def prior(self) -> Tensor | float:
+        """Negative log-prior of the head's weights in nats."""
+        return 0.0
+
+
+class Loadings(nn.Module):
+    r"""A linear head ``eta = b + V z`` from r latent to C observed channels, with prior ``V ~ N(0, 1)``.
+
+    The prior holds the scale that z and V share: ``|V_c|^2 / 2`` against ``lam TV(z_c)`` leaves, at the best scale of each component,
+    ``(3/2) (lam |V_c| TV(z_c))^(2/3)``: concave, so weak components vanish and strong ones keep their edges.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):  # (C, r), (C,)
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+
+    def forward(self, z: Tensor, channels: Tensor | None = None) -> Tensor:
+        if channels is None:
+            return nn.functional.linear(z, self.weight, self.bias)
+        return nn.functional.linear(z, self.weight[channels], self.bias[channels])
+
+    def prior(self) -> Tensor:
+        """``sum V^2 / 2``."""
+        return self.weight.square().sum() / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A fitted field, read in users' units.
+
+    Parameters
+    ----------
+    box
+        Users' units <-> box.
+    net
+        (N, d) box coordinates -> (N, C) latent channels (and those of a second field, if the penalty asked for one).
+    head
+        Latent channels -> predictor.
+    likelihood
+        The data term it was fitted with, for its inverse link.
+    n_latent
+        C: the network's leading outputs that are the field.
+    history
+        ``step``, ``objective``, ``likelihood``, ``penalty`` as lists; objective in nats (for likelihoods that are).
+    """
+
+    box: Box
+    net: nn.Module
+    head: nn.Module
+    likelihood: Likelihood
+    n_latent: int
+    history: dict[str, list[float]]
+
+    def _inward(self, coords: Tensor) -> Tensor:
+        like = next(self.net.parameters())
+        return self.box.inward(coords.double()).to(like)
+
+    def latent(self, coords: Tensor) -> Tensor:  # (N, d) -> (N, C)
+        """The network's value."""
+        with torch.no_grad():
+            return self.net(self._inward(coords))[:, : self.n_latent]
+
+    def __call__(self, coords: Tensor) -> Tensor:  # (N, d) -> (N, C)
+        """Expected value at coordinates, without offset."""
+        with torch.no_grad():
+            return self.likelihood.mean(self.head(self.latent(coords)))
+
+    def latent_jacobian(self, coords: Tensor) -> Tensor:  # -> (N, C, d)
+        """First derivatives of the network per user unit."""
+        with torch.no_grad():
+            return jacobian(self.net, self._inward(coords))[:, : self.n_latent] / self.box.scale
+
+    def latent_hessian(self, coords: Tensor) -> Tensor:  # -> (N, C, d, d)
+        """Second derivatives of the network per square user unit."""
+        with torch.no_grad():
+            return hessian(self.net, self._inward(coords))[:, : self.n_latent] / self.box.scale**2
+
+
+def _draw(total: int, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    return None if n == 0 or n >= total else torch.randperm(total, generator=generator)[:n].to(device)
+
+
+def fit_field(
+    samples: Samples,
+    *,
+    network: Network,
+    likelihood: Likelihood,
+    penalty: Penalty,
+    lam: float,
+    head: nn.Module | None = None,
+    n_latent: int | None = None,
+    box: Box | None = None,
+    config: FitConfig = FitConfig(),
+    start: Field | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Field:
+    r"""Fit a continuous field to samples.
+
+    Minimises :math:`\sum_{observed} -\log p(y \mid \eta) + \lambda\, \mathrm{mean}_x P(z)(x) - \log p(\mathrm{head})` with
+    :math:`\eta = \mathrm{head}(z(x)) + \mathrm{offset}`: `lam` is a prior strength in nats, whose meaning does not move with the
+    number of points.
+
+    Parameters
+    ----------
+    samples
+        Coordinates in any unit, values, weights, offsets.
+    network
+        Specification of z.
+    likelihood
+        Data term; a copy of it is fitted.
+    penalty
+        Regulariser of z, in box units.
+    lam
+        Its strength, >= 0.
+    head
+        Module ``(z, channels) -> eta`` with a ``prior()``; the identity if None. A copy of it is fitted.
+    n_latent
+        Channels of z: that of the samples if None.
+    box
+        The unit box; that of the samples if None.
+    config
+        Numbers of the fit.
+    start
+        A field to go on from, with the same network; a fresh one if None.
+    on_step
+        Called after each step with its number and the objective: progress bars, or an exception to stop.
+
+    Returns
+    -------
+    Field
+        On the CPU, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If `lam` is negative or the objective stops being finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from neurst.core.likelihood import Gaussian
+    >>> from neurst.core.nets import Siren
+    >>> from neurst.core.penalty import IsotropicTV
+    >>> x = torch.rand(50, 2)
+    >>> field = fit_field(
+    ...     Samples(x, x[:, :1] > 0.5),
+    ...     network=Siren(width=16),
+    ...     likelihood=Gaussian(0.1),
+    ...     penalty=IsotropicTV(),
+    ...     lam=1.0,
+    ...     config=FitConfig(steps=20, device="cpu"),
+    ... )
+    >>> field(x).shape
+    torch.Size([50, 1])
+    """
+    if not (lam >= 0 and math.isfinite(lam)):
+        msg = f"`lam={lam!r}`: expected a finite number >= 0"
+        raise ValueError(msg)
+    device, dtype = resolve_device(config.device), config.dtype
+    generator = torch.Generator().manual_seed(config.random_state)
+    box = box or Box.of(samples.coords)
+    x = box.inward(samples.coords.double()).to(device, dtype)
+    n, d = x.shape
+    n_latent = n_latent or samples.n_channels
+    if start is None:
+        net = network.build(d, penalty.channels(n_latent, d), generator)
+        head, likelihood = copy.deepcopy(head or Identity()), copy.deepcopy(likelihood)
+    else:
+        net, head, likelihood = (copy.deepcopy(part) for part in (start.net, start.head, start.likelihood))
+    model = nn.ModuleList([net, head, likelihood]).to(device, dtype).train()
+
+    def field(points):
+        return net(points)
+
+    values, weight, offset = (None if part is None else part.to(device, dtype) for part in (samples.values, samples.weight, samples.offset))
+    if config.batch_points == 0 or config.batch_points >= n:
+        values = rows(values, None)  # every step needs all rows: make them dense once
+    region = Region(x, config.jitter * typical_spacing(x, generator), config.near)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+    history: dict[str, list[float]] = {"step": [], "objective": [], "likelihood": [], "penalty": []}
+
+    for step in range(config.steps):
+        if step % config.refresh_every == 0 and (step > 0 or start is not None):
+            penalty = penalty.refreshed(field, region.draw(config.refresh_points, generator))
+        points = _draw(n, config.batch_points, generator, device)
+        channels = _draw(samples.n_channels, config.batch_channels, generator, device)
+        z = net(x if points is None else x[points])[:, :n_latent]
+        y = rows(values, points)
+        eta = head(z, channels)
+        if offset is not None:
+            eta = eta + rows(offset, points)
+        w = None if weight is None else rows(weight, points)
+        if channels is not None:
+            y, w = y[:, channels], w if w is None or w.shape[1] == 1 else w[:, channels]
+        nll = likelihood(eta, y, w, channels) * (n / len(z)) * (samples.n_channels / eta.shape[1])
+        variation = score(penalty, field, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
+        objective = nll + lam * variation + head.prior()
+        optimiser.zero_grad(set_to_none=True)
+        (objective / n).backward()
+        optimiser.step()
+        schedule.step()
+        if step % config.record_every == 0 or step == config.steps - 1:
+            now = {"step": step, "objective": float(objective), "likelihood": float(nll), "penalty": float(variation)}
+            if not math.isfinite(now["objective"]):
+                msg = (
+                    f"the objective is {now['objective']} at step {step}: lower `learning_rate` ({config.learning_rate}), or look "
+                    "for extreme values in the data"
+                )
+                raise ValueError(msg)
+            for key, value in now.items():
+                history[key].append(value)
+        if on_step is not None:
+            on_step(step, history["objective"][-1])
+    model.eval().to("cpu")
+    return Field(Box(box.center, box.scale), net, head, likelihood, n_latent, history)

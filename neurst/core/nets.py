@@ -1,0 +1,297 @@
+r"""Coordinate networks on the unit box, each layer written once for tensor and jet.
+
+A network is a frozen specification (numbers only, so it can be stored in a file) with one method,
+``build(n_in, n_out, generator)``, that gives the ``nn.Module`` mapping (N, n_in) coordinates in [-1, 1] to (N, n_out).
+:data:`NETWORKS` names them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Network(ABC):
+    """A network that can be named, stored and built."""
+
+    @abstractmethod
+    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+        """The module (N, n_in) -> (N, n_out), its start drawn from `generator`."""
+
+
+def _positive(spec: Network, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not (value > 0 and math.isfinite(value)):
+            msg = f"`{type(spec).__name__}({name}={value!r})`: expected a positive number"
+            raise ValueError(msg)
+
+
+def _uniform(linear: nn.Linear, bound: float, generator: torch.Generator | None) -> nn.Linear:
+    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+    if linear.bias is not None:
+        # biases spread over the inputs' range, as nn.Linear's own start does
+        nn.init.uniform_(linear.bias, -1 / math.sqrt(linear.in_features), 1 / math.sqrt(linear.in_features), generator=generator)
+    return linear
+
+
+class Sine(nn.Module):
+    """x -> sin(omega (W x + b)), the SIREN layer :cite:p:`Sitzmann2020`."""
+
+    def __init__(self, linear: nn.Linear, omega: float):
+        super().__init__()
+        self.linear, self.omega = linear, omega
+
+    def forward(self, x):  # (N, n_in) -> (N, n_out), tensor or jet
+        # omega goes on the small weight, not on the (N, n_out) result or its jet
+        bias = None if self.linear.bias is None else self.omega * self.linear.bias
+        return torch.sin(F.linear(x, self.omega * self.linear.weight, bias))
+
+
+def _sine_layers(widths: list[int], omega: float, generator: torch.Generator | None, bias: bool) -> list[nn.Module]:
+    """Sine layers with the SIREN start: unit-variance arguments at every depth."""
+    layers = []
+    for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        bound = 1 / n_in if k == 0 else math.sqrt(6 / n_in) / omega
+        layers.append(Sine(_uniform(nn.Linear(n_in, n_out, bias=bias), bound, generator), omega))
+    return layers
+
+
+@dataclass(frozen=True)
+class Siren(Network):
+    r"""Sine network :cite:p:`Sitzmann2020`: ``h_l = sin(omega (W_l h_{l-1} + b_l))``, then a linear map.
+
+    Parameters
+    ----------
+    width, depth
+        Hidden features and number of sine layers.
+    omega
+        Radians per unit of the box at the first layer, and the gain of the others: how fine the field can vary.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = Siren(width=16, depth=2).build(2, 3)
+    >>> net(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    width: int = 128
+    depth: int = 3
+    omega: float = 5.0
+
+    def __post_init__(self):
+        _positive(self, "width", "depth", "omega")
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+        layers = _sine_layers([n_in] + [self.width] * self.depth, self.omega, generator, bias=True)
+        last = _uniform(nn.Linear(self.width, n_out), math.sqrt(6 / self.width) / self.omega, generator)
+        return nn.Sequential(*layers, last)
+
+
+class _FourierFeatures(nn.Module):
+    def __init__(self, frequencies: Tensor):  # (m, d)
+        super().__init__()
+        self.register_buffer("frequencies", frequencies)
+
+    def forward(self, x):  # (N, d) -> (N, 2 m)
+        phase = F.linear(x, self.frequencies)
+        return torch.cat([torch.sin(phase), torch.cos(phase)], -1)
+
+
+@dataclass(frozen=True)
+class Fourier(Network):
+    r"""Random Fourier features :cite:p:`Tancik2020`, ``[sin Bx, cos Bx]`` with ``B ~ N(0, scale^2)``, then a SiLU network.
+
+    Parameters
+    ----------
+    width, depth
+        Hidden features and number of hidden layers.
+    n_features
+        Random frequencies.
+    scale
+        Their standard deviation, in radians per unit of the box.
+    """
+
+    width: int = 128
+    depth: int = 2
+    n_features: int = 64
+    scale: float = 4.0
+
+    def __post_init__(self):
+        _positive(self, "width", "depth", "n_features", "scale")
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+        frequencies = self.scale * torch.randn(self.n_features, n_in, generator=generator)
+        widths = [2 * self.n_features] + [self.width] * self.depth
+        layers: list[nn.Module] = [_FourierFeatures(frequencies)]
+        for a, b in itertools.pairwise(widths):
+            layers += [_uniform(nn.Linear(a, b), math.sqrt(6 / a), generator), nn.SiLU()]
+        return nn.Sequential(*layers, _uniform(nn.Linear(self.width, n_out), math.sqrt(1 / self.width), generator))
+
+
+class _LowRankTensor(nn.Module):
+    def __init__(self, factors: list[nn.Module], core: Tensor):  # core (r_1, ..., r_d, C)
+        super().__init__()
+        self.factors, self.core = nn.ModuleList(factors), nn.Parameter(core)
+
+    def forward(self, x):  # (N, d) -> (N, C)
+        # contract one mode at a time: (N, r_1 .. r_d C) never stands in memory
+        first, *rest = [factor(x[..., i : i + 1]) for i, factor in enumerate(self.factors)]
+        out = F.linear(first, self.core.flatten(1).T)
+        for i, factor in enumerate(rest, start=1):
+            out = torch.unflatten(out, -1, (self.core.shape[i], -1))
+            out = torch.sum(out * torch.unsqueeze(factor, -1), -2)
+        return out
+
+
+@dataclass(frozen=True)
+class LowRank(Network):
+    r"""Low-rank tensor function :cite:p:`Luo2025`: ``f(x) = C x_1 U_1(x_1) ... x_d U_d(x_d)``.
+
+    Each factor is a bias-free sine network of one coordinate, ``U_i(t) = W_3 sin(omega W_2 sin(omega W_1 t))``.
+    Bias-free sines are odd in t: each factor is therefore read at ``t + 2``, one box to the right, which also serves
+    non-odd signals.
+
+    Parameters
+    ----------
+    rank
+        r, the same for every axis.
+    width
+        Hidden features of each factor.
+    omega
+        Radians per unit of the box.
+    """
+
+    rank: int = 32
+    width: int = 128
+    omega: float = 5.0
+
+    def __post_init__(self):
+        _positive(self, "rank", "width", "omega")
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+        factors = []
+        for _ in range(n_in):
+            layers = _sine_layers([1, self.width, self.width], self.omega, generator, bias=False)
+            last = _uniform(nn.Linear(self.width, self.rank, bias=False), math.sqrt(6 / self.width), generator)
+            factors.append(nn.Sequential(_Shift(2.0), *layers, last))
+        shape = (self.rank,) * n_in + (n_out,)
+        core = torch.randn(shape, generator=generator) / math.sqrt(self.rank**n_in)
+        return _LowRankTensor(factors, core)
+
+
+class _Shift(nn.Module):
+    def __init__(self, by: float):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x + self.by
+
+
+def _cubic_basis(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
+    """The four uniform cubic B-splines over a cell :cite:p:`Unser1999`."""
+    square = u * u
+    cube = square * u
+    rising = cube * (1 / 6)
+    middle = u * 0.5 + square * 0.5 - cube * 0.5 + 1 / 6
+    second = cube * 0.5 - square + 2 / 3
+    return torch.cat([1 - (rising + middle + second), second, middle, rising], -1)
+
+
+class _SplineGrid(nn.Module):
+    """Uniform cubic B-spline on the box: `cells` intervals an axis, 3 more coefficients for the border."""
+
+    def __init__(self, n_in: int, n_out: int, cells: int):
+        super().__init__()
+        self.cells = cells
+        self.coefficients = nn.Parameter(torch.zeros((cells + 3) ** n_in, n_out))
+        strides = torch.tensor([(cells + 3) ** (n_in - 1 - i) for i in range(n_in)])
+        corners = torch.tensor(list(itertools.product(range(4), repeat=n_in)))
+        self.register_buffer("strides", strides, persistent=False)
+        self.register_buffer("corners", corners @ strides, persistent=False)
+
+    def forward(self, x):  # (N, d) -> (N, C)
+        position = (x + 1.0) * (self.cells / 2)
+        # beyond the box the polynomial of the border cell goes on
+        cell = torch.floor(position).clamp(0, self.cells - 1)
+        inside = position - cell
+        weights = _cubic_basis(inside[..., :1])
+        for i in range(1, cell.shape[-1]):
+            outer = torch.unsqueeze(weights, -1) * torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -2)
+            weights = torch.flatten(outer, -2)
+        rows = (cell.long() * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
+        return torch.einsum("...nk,nkc->...nc", weights, self.coefficients[rows])
+
+
+class _Sum(nn.Module):
+    def __init__(self, terms: list[nn.Module], n_out: int):
+        super().__init__()
+        self.terms, self.bias = nn.ModuleList(terms), nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x):
+        return sum((term(x) for term in self.terms), start=self.bias)
+
+
+@dataclass(frozen=True)
+class Spline(Network):
+    r"""Multi-resolution cubic B-spline field :cite:p:`Unser1999`: the sum of one spline for each grid.
+
+    Only the 4^d coefficients around a point are read. First and second derivatives are exact and continuous; the third
+    is piecewise constant along an axis, and fourth ones hold between knots only.
+
+    Parameters
+    ----------
+    cells
+        Intervals per axis of each grid, coarse to fine.
+    """
+
+    cells: tuple[int, ...] = (4, 8, 16, 32)
+
+    def __post_init__(self):
+        object.__setattr__(self, "cells", tuple(int(c) for c in self.cells))
+        if not self.cells or min(self.cells) < 1:
+            msg = f"`Spline(cells={self.cells})`: expected one or more intervals per axis for each grid"
+            raise ValueError(msg)
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+        return _Sum([_SplineGrid(n_in, n_out, cells) for cells in self.cells], n_out)
+
+
+NETWORKS: dict[str, type[Network]] = {"siren": Siren, "fourier": Fourier, "lowrank": LowRank, "spline": Spline}
+
+
+def as_network(network: str | Network) -> Network:
+    """The specification behind a name, or the specification itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is none of :data:`NETWORKS`.
+    """
+    if isinstance(network, Network):
+        return network
+    if network not in NETWORKS:
+        msg = f"`network={network!r}` is unknown: choose one of {sorted(NETWORKS)}, or pass e.g. `Siren(width=64)`"
+        raise ValueError(msg)
+    return NETWORKS[network]()
+
+
+def to_dict(network: Network) -> dict:
+    """Name and numbers of a network, as plain values that a file can hold."""
+    name = next(name for name, cls in NETWORKS.items() if cls is type(network))
+    return {"name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(network).items()}}
+
+
+def from_dict(spec: dict) -> Network:
+    """The inverse of :func:`to_dict`."""
+    numbers = {k: v for k, v in spec.items() if k != "name"}
+    return NETWORKS[str(spec["name"])](**numbers)
