@@ -107,20 +107,33 @@ class Identity(nn.Module):
 
 
 class Loadings(nn.Module):
-    r"""A linear head ``eta = b + V z`` from r latent to C observed channels, with prior ``V ~ N(0, 1)``.
+    r"""A linear head ``eta = b + gain V z`` from r latent to C observed channels, with prior ``V ~ N(0, 1)``.
 
     The prior holds the scale that z and V share: ``|V_c|^2 / 2`` against ``lam TV(z_c)`` leaves, at the best scale of each component,
     ``(3/2) (lam |V_c| TV(z_c))^(2/3)``: concave, so weak components vanish and strong ones keep their edges.
+
+    Parameters
+    ----------
+    weight, bias
+        Start of V (C, r) and b (C,).
+    gain
+        (C,) fixed unit of each channel, such as its standard deviation; 1 if None.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):  # (C, r), (C,)
+    def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor | None = None):
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        self.register_buffer("gain", None if gain is None else gain.clone()[:, None])
+
+    def loadings(self) -> Tensor:  # -> (C, r)
+        """``gain V``."""
+        return self.weight if self.gain is None else self.gain * self.weight
 
     def forward(self, z: Tensor, channels: Tensor | None = None) -> Tensor:
-        if channels is None:
-            return nn.functional.linear(z, self.weight, self.bias)
-        return nn.functional.linear(z, self.weight[channels], self.bias[channels])
+        weight, bias = self.loadings(), self.bias
+        if channels is not None:
+            weight, bias = weight[channels], bias[channels]
+        return nn.functional.linear(z, weight, bias)
 
     def prior(self) -> Tensor:
         """``sum V^2 / 2``."""
@@ -218,9 +231,9 @@ def fit_field(
     head
         Module ``(z, channels) -> eta`` with a ``prior()``; the identity if None. A copy of it is fitted.
     n_latent
-        Channels of z: that of the samples if None.
+        Channels of z: those of `start`, else of the samples, if None.
     box
-        The unit box; that of the samples if None.
+        The unit box: that of `start`, else of the samples, if None.
     config
         Numbers of the fit.
     start
@@ -261,10 +274,10 @@ def fit_field(
         raise ValueError(msg)
     device, dtype = resolve_device(config.device), config.dtype
     generator = torch.Generator().manual_seed(config.random_state)
-    box = box or Box.of(samples.coords)
+    box = box or (Box.of(samples.coords) if start is None else start.box)
     x = box.inward(samples.coords.double()).to(device, dtype)
     n, d = x.shape
-    n_latent = n_latent or samples.n_channels
+    n_latent = n_latent or (samples.n_channels if start is None else start.n_latent)
     if start is None:
         net = network.build(d, penalty.channels(n_latent, d), generator)
         head, likelihood = copy.deepcopy(head or Identity()), copy.deepcopy(likelihood)
@@ -275,7 +288,9 @@ def fit_field(
     def field(points):
         return net(points)
 
-    values, weight, offset = (None if part is None else part.to(device, dtype) for part in (samples.values, samples.weight, samples.offset))
+    values, weight, offset = (
+        None if part is None else part.to(device, dtype) for part in (samples.values, samples.weight, samples.offset)
+    )
     if config.batch_points == 0 or config.batch_points >= n:
         values = rows(values, None)  # every step needs all rows: make them dense once
     region = Region(x, config.jitter * typical_spacing(x, generator), config.near)
@@ -297,14 +312,16 @@ def fit_field(
         if channels is not None:
             y, w = y[:, channels], w if w is None or w.shape[1] == 1 else w[:, channels]
         nll = likelihood(eta, y, w, channels) * (n / len(z)) * (samples.n_channels / eta.shape[1])
-        variation = score(penalty, field, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
+        variation = (
+            score(penalty, field, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
+        )
         objective = nll + lam * variation + head.prior()
         optimiser.zero_grad(set_to_none=True)
         (objective / n).backward()
         optimiser.step()
         schedule.step()
         if step % config.record_every == 0 or step == config.steps - 1:
-            now = {"step": step, "objective": float(objective), "likelihood": float(nll), "penalty": float(variation)}
+            now = {"step": step, "objective": objective.item(), "likelihood": nll.item(), "penalty": variation.item()}
             if not math.isfinite(now["objective"]):
                 msg = (
                     f"the objective is {now['objective']} at step {step}: lower `learning_rate` ({config.learning_rate}), or look "

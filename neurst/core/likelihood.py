@@ -83,8 +83,9 @@ class RootGaussian(Likelihood):
 class Truncated(Likelihood):
     r"""Truncated residual for mixed noise: :math:`\sqrt{n}\,\|\mathrm{clip}(y - \eta, -\tau, \tau)\|_F`.
 
-    Equal to fitting an additional sparse term by soft thresholding :cite:p:`Luo2025`: residuals beyond tau (impulses, stripes, dead
-    lines) stop pulling.
+    It is :math:`\min_S \sqrt{n (\|y - \eta - S\|_F^2 + \tau^2 \|S\|_0)}`: residuals beyond tau (impulses, stripes, dead lines) are paid
+    for once, by an entry of S, and stop pulling. Its value is that of the residual left by the soft-thresholded sparse term
+    of :cite:p:`Luo2025`, :math:`S = \mathrm{soft}(y - \eta, \tau)`.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class Truncated(Likelihood):
 
 
 class _PoissonTerm(torch.autograd.Function):
-    """``sum exp(eta) - y eta`` with one buffer of eta's size: the slope is ``exp(eta) - y``."""
+    """``sum exp(eta) - y eta`` with one buffer of eta's size: the slope is ``exp(eta) - y``. First derivatives only."""
 
     @staticmethod
     def forward(ctx, eta, y):

@@ -34,11 +34,13 @@ def _positive(spec: Network, *names: str) -> None:
             raise ValueError(msg)
 
 
-def _uniform(linear: nn.Linear, bound: float, generator: torch.Generator | None) -> nn.Linear:
+def _linear(n_in: int, n_out: int, bound: float, generator: torch.Generator | None, bias: bool = True) -> nn.Linear:
+    # without nn.Linear's own start, which would draw from the global generator
+    linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-    if linear.bias is not None:
+    if bias:
         # biases spread over the inputs' range, as nn.Linear's own start does
-        nn.init.uniform_(linear.bias, -1 / math.sqrt(linear.in_features), 1 / math.sqrt(linear.in_features), generator=generator)
+        nn.init.uniform_(linear.bias, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator)
     return linear
 
 
@@ -60,7 +62,7 @@ def _sine_layers(widths: list[int], omega: float, generator: torch.Generator | N
     layers = []
     for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
         bound = 1 / n_in if k == 0 else math.sqrt(6 / n_in) / omega
-        layers.append(Sine(_uniform(nn.Linear(n_in, n_out, bias=bias), bound, generator), omega))
+        layers.append(Sine(_linear(n_in, n_out, bound, generator, bias), omega))
     return layers
 
 
@@ -92,7 +94,7 @@ class Siren(Network):
 
     def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
         layers = _sine_layers([n_in] + [self.width] * self.depth, self.omega, generator, bias=True)
-        last = _uniform(nn.Linear(self.width, n_out), math.sqrt(6 / self.width) / self.omega, generator)
+        last = _linear(self.width, n_out, math.sqrt(6 / self.width) / self.omega, generator)
         return nn.Sequential(*layers, last)
 
 
@@ -133,8 +135,8 @@ class Fourier(Network):
         widths = [2 * self.n_features] + [self.width] * self.depth
         layers: list[nn.Module] = [_FourierFeatures(frequencies)]
         for a, b in itertools.pairwise(widths):
-            layers += [_uniform(nn.Linear(a, b), math.sqrt(6 / a), generator), nn.SiLU()]
-        return nn.Sequential(*layers, _uniform(nn.Linear(self.width, n_out), math.sqrt(1 / self.width), generator))
+            layers += [_linear(a, b, math.sqrt(6 / a), generator), nn.SiLU()]
+        return nn.Sequential(*layers, _linear(self.width, n_out, math.sqrt(1 / self.width), generator))
 
 
 class _LowRankTensor(nn.Module):
@@ -181,7 +183,7 @@ class LowRank(Network):
         factors = []
         for _ in range(n_in):
             layers = _sine_layers([1, self.width, self.width], self.omega, generator, bias=False)
-            last = _uniform(nn.Linear(self.width, self.rank, bias=False), math.sqrt(6 / self.width), generator)
+            last = _linear(self.width, self.rank, math.sqrt(6 / self.width), generator, bias=False)
             factors.append(nn.Sequential(_Shift(2.0), *layers, last))
         shape = (self.rank,) * n_in + (n_out,)
         core = torch.randn(shape, generator=generator) / math.sqrt(self.rank**n_in)

@@ -142,10 +142,11 @@ class _Anchors:
 
 def _edge_weight(energy: Tensor) -> Callable[[Tensor], Tensor]:
     """``w(m) = c / (m + mean m)`` with mean(w) = 1 over the anchors: one step of reweighted L1 :cite:p:`Candes2008`."""
-    m = energy.sqrt()
-    floor = m.mean().clamp_min(torch.finfo(m.dtype).tiny)
-    c = 1 / (1 / (m + floor)).mean()
-    return lambda e: c / (e.sqrt() + floor)
+    mean = energy.sqrt().mean()
+    # in units of the mean; a field without any gradient has weight 1 everywhere
+    weight = lambda e: 1 / (e.sqrt() / torch.where(mean > 0, mean, 1.0) + 1)
+    c = 1 / weight(energy).mean()
+    return lambda e: c * weight(e)
 
 
 def _trace(t: Tensor) -> Tensor:

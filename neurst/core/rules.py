@@ -93,6 +93,9 @@ def _cat(jets: list[Jet], dim: int) -> Jet:
     if dim >= 0:
         msg = f"`cat` of jets needs a negative `dim`, counted from the channels; got {dim!r}"
         raise TypeError(msg)
+    if not all(isinstance(u, Jet) for u in jets):
+        msg = f"`cat` takes jets only, got {[type(u).__name__ for u in jets]}: concatenate before seeding"
+        raise TypeError(msg)
     return Jet(torch.cat([u.value for u in jets], dim), torch.cat([u.terms for u in jets], dim))
 
 
@@ -170,10 +173,10 @@ def _sigmoid(u: Jet) -> Jet:
 
 
 @rule(F.softplus)
-def _softplus(u: Jet) -> Jet:
-    # y' = sigmoid(u) u'
-    g = _sigmoid(u).coefs
-    return _jet(_integrate(F.softplus(u.value), u.coefs, lambda _, k: g[k]))
+def _softplus(u: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
+    # y' = sigmoid(beta u) u'; beyond the threshold, where torch returns u, the slope is 1 to exp(-threshold)
+    g = _sigmoid(_mul(u, beta)).coefs
+    return _jet(_integrate(F.softplus(u.value, beta, threshold), u.coefs, lambda _, k: g[k]))
 
 
 @rule(F.silu)
@@ -232,7 +235,7 @@ def _pow(u: Jet, exponent: int) -> Jet:
 
 
 def _piecewise_linear(op: Callable, slope: Callable[[Tensor], Tensor]) -> Callable:
-    def apply(u: Jet, *_) -> Jet:
+    def apply(u: Jet, inplace: bool = False) -> Jet:
         if u.order > 1:
             msg = (
                 f"`{op.__name__}` is piecewise linear: its derivative of order {u.order} is zero almost everywhere "
@@ -246,5 +249,4 @@ def _piecewise_linear(op: Callable, slope: Callable[[Tensor], Tensor]) -> Callab
 
 for _op in (torch.relu, F.relu):
     RULES[_op] = _piecewise_linear(_op, lambda x: (x > 0).to(x.dtype))
-for _op in (torch.abs, torch.Tensor.abs):
-    RULES[_op] = _piecewise_linear(_op, torch.sign)
+RULES[torch.abs] = _piecewise_linear(torch.abs, torch.sign)

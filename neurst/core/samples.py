@@ -28,6 +28,10 @@ class Box:
     def of(cls, coords: Tensor) -> Box:
         """The box around coordinates (N, d). Warns if one axis is over 50 times longer than another."""
         coords = coords.double()
+        bad = torch.nonzero(~coords.isfinite().all(1))
+        if len(bad):
+            msg = f"coordinates are not finite at {len(bad)} of {len(coords)} points (first: {int(bad[0])}): drop them before fitting"
+            raise ValueError(msg)
         low, high = coords.min(0).values, coords.max(0).values
         sides = high - low
         if not sides.max() > 0:
@@ -111,7 +115,9 @@ def rows(values: Tensor, index: Tensor | None) -> Tensor:
 def typical_spacing(x: Tensor, generator: torch.Generator, *, n_probe: int = 256) -> float:
     """Median distance to the nearest other position, from a random subset of points (N, d)."""
     probe = x[torch.randint(len(x), (n_probe,), generator=generator)]
-    distance = torch.cat([torch.cdist(part, x).masked_fill_(_same(part, x), torch.inf).amin(1) for part in probe.split(32)])
+    distance = torch.cat(
+        [torch.cdist(part, x).masked_fill_(_same(part, x), torch.inf).amin(1) for part in probe.split(32)]
+    )
     finite = distance[torch.isfinite(distance)]
     return float(finite.median()) if len(finite) else 1.0
 

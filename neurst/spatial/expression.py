@@ -1,34 +1,18 @@
-r"""The expression field: a latent coordinate network times gene loadings.
-
-For counts, ``y_ig ~ Poisson(t_i exp(b_g + V_g . z(x_i)))`` with t_i the library size; for normalised data,
-``y_ig ~ N(b_g + V_g . z(x_i), s_g^2)``. NeurTV lives on z, a standard normal prior on V holds the scale that the two share
-(:class:`neurst.core.fit.Loadings`). Array functions in users' units: no AnnData here.
-"""
+r"""The expression field: a latent coordinate network times gene loadings, read anywhere in users' units."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
-from neurst.core.fit import Field, FitConfig, Loadings, fit_field
 from neurst.core.jet import hessian, jacobian
-from neurst.core.likelihood import Gaussian, Likelihood, NegativeBinomial, Poisson
-from neurst.core.nets import Network
-from neurst.core.penalty import Penalty
-from neurst.core.samples import Box, Samples
-from neurst.spatial import holdout
-
-Matrix = NDArray | sparse.csr_matrix | sparse.csr_array
-LikelihoodName = Literal["poisson", "negative_binomial", "gaussian"]
+from neurst.core.samples import Box
 
 CHUNK = 16_384  # points read at once
 
@@ -77,7 +61,9 @@ class ExpressionField:
         at = {g: i for i, g in enumerate(self.genes)}
         missing = [g for g in genes if g not in at]
         if missing:
-            msg = f"genes {missing[:5]} are not in the field ({len(self.genes)} genes: {', '.join(self.genes[:3])}, ...)"
+            msg = (
+                f"genes {missing[:5]} are not in the field ({len(self.genes)} genes: {', '.join(self.genes[:3])}, ...)"
+            )
             raise KeyError(msg)
         index = np.array([at[g] for g in genes], dtype=int)
         return dataclasses.replace(
@@ -160,54 +146,3 @@ class ExpressionField:
             return np.sqrt(np.einsum("nrd,rs,nsd->n", j, gram, j, optimize=True).clip(min=0))
 
         return self._map(read, coords)
-
-
-def library_size(values: Matrix) -> NDArray:
-    """(N,) totals of the rows."""
-    return np.asarray(values.sum(1), dtype=float).ravel()
-
-
-def holds_counts(values: Matrix, *, n_probe: int = 100_000) -> bool:
-    """Whether a matrix holds whole numbers >= 0 (its first `n_probe` stored entries are looked at)."""
-    entries = values.data if sparse.issparse(values) else np.ravel(values[: max(1, n_probe // max(values.shape[1], 1))])
-    entries = entries[:n_probe]
-    return bool(len(entries) == 0 or (np.all(entries >= 0) and np.all(entries == np.round(entries))))
-
-
-def residual_directions(values: Matrix, scale_rows: NDArray, scale_columns: NDArray, mean: NDArray, rank: int, seed: int):
-    """Leading right singular vectors (G, r) of ``diag(scale_rows) (Y - outer) diag(scale_columns)``, Y never made dense.
-
-    `mean` is (2, N) and (2, G) packed as a pair: ``outer = mean[0][:, None] * mean[1]``.
-    """
-    left, right = mean
-    n, g = values.shape
-
-    def forward(v):
-        v = scale_columns * v.ravel()
-        return scale_rows * (values @ v - left * (right @ v))
-
-    def adjoint(u):
-        u = scale_rows * u.ravel()
-        return scale_columns * (values.T @ u - right * (left @ u))
-
-    operator = LinearOperator((n, g), matvec=forward, rmatvec=adjoint, dtype=float)
-    v0 = np.random.default_rng(seed).standard_normal(min(n, g))
-    _, s, vt = svds(operator, k=rank, v0=v0, solver="arpack")
-    return vt[np.argsort(-s)].T
-
-
-@dataclass(frozen=True, eq=False)
-class _Model:
-    """What the loop needs for one matrix: samples without values, head, likelihood, and the null model."""
-
-    samples: Samples
-    head: Loadings
-    likelihood: Likelihood
-
-
-def _torch_values(values: Matrix) -> Tensor:
-    if not sparse.issparse(values):
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    csr = sparse.csr_array(values)
-    parts = (csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32))
-    return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), csr.shape, check_invariants=False)

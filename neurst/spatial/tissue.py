@@ -27,7 +27,7 @@ class Geometry:
     """
 
     kind: Literal["hexagonal", "square", "irregular"]
-    pitch: float  # median distance from a distinct position to the nearest other one
+    pitch: float  # length of the lattice vectors; off a lattice, median distance to the nearest other position
     basis: NDArray  # (d, d), lattice vectors as rows
     origin: NDArray  # (d,)
     support_radius: float  # a point this near to a measured position counts as tissue
@@ -108,6 +108,7 @@ def geometry(
         kind, k = _symmetry(steps[near], concentration)
         if kind != "irregular":
             basis, origin = _fit_lattice(points, steps, _solve(k, steps[near]), STEPS[kind])
+            pitch = float(np.linalg.norm(basis, axis=1).mean())  # jitter shortens the nearest distance, not the lattice
             return Geometry(kind, pitch, basis, origin, fill * pitch)
     radius = float(np.percentile(distance[:, 2], 99))
     return Geometry("irregular", pitch, pitch * np.eye(points.shape[1]), points.min(0), radius)
@@ -185,7 +186,7 @@ def query_lattice(
     coords
         (N, d) measured positions, d = 2 or 3.
     spacing
-        Distance between neighbouring points, in the units of the coordinates (of jittered spots: relative to `pitch`).
+        Distance between neighbouring points, in the units of the coordinates.
     lattice
         "auto" is "hexagonal" where the spots are hexagonal, else "square" (2-d) or "cubic" (3-d).
     radius

@@ -1,0 +1,448 @@
+r"""Fits an expression field to spots.
+
+For counts, ``y_ig ~ Poisson(t_i exp(b_g + V_g . z(x_i)))`` with t_i the library size; for normalised data,
+``y_ig ~ N(b_g + V_g . z(x_i), s_g^2)``. The objective is
+
+    sum of -log p(y)  +  lam * mean over points of sum_k |grad z_k|  +  sum V^2 / 2,
+
+the last term a standard normal prior on the loadings (in units of each gene's standard deviation for normalised data): z/c with cV
+is the same field, and the prior is what holds the scale that the two share (:class:`neurst.core.fit.Loadings`).
+Array functions: no AnnData here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
+from torch import Tensor
+
+from neurst.core.fit import Field, FitConfig, Loadings, fit_field
+from neurst.core.likelihood import Gaussian, Likelihood, NegativeBinomial, Poisson
+from neurst.core.nets import Network
+from neurst.core.penalty import Penalty
+from neurst.core.samples import Box, Samples
+from neurst.spatial import holdout
+from neurst.spatial.expression import ExpressionField
+
+Matrix = NDArray | sparse.csr_array | sparse.csr_matrix
+LIKELIHOODS = ("poisson", "negative_binomial", "gaussian")
+LikelihoodName = Literal["poisson", "negative_binomial", "gaussian"]
+OnStep = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class LamPath:
+    """How `lam` is chosen: a path of prior strengths, weak to strong, scored on spots that were held out.
+
+    One fit at `first` with `first_steps`, then each further strength (times `ratio`) goes on from the last field for
+    `stage_steps`, until the held-out score falls below the best; the choice is the vertex of the parabola through
+    the best strength and its neighbours in log lam. From weak to strong because a component that the prior has driven to zero does
+    not come back.
+
+    Parameters
+    ----------
+    first, last, ratio
+        Prior strengths in nats.
+    first_steps, stage_steps
+        Steps at the first and at each further strength.
+    fraction
+        Share of spots held out.
+    n_genes
+        Most genes used for the path; the most variable ones if there are more.
+    """
+
+    first: float = 20.0
+    last: float = 5000.0
+    ratio: float = 2.5
+    first_steps: int = 300
+    stage_steps: int = 120
+    fraction: float = 0.2
+    n_genes: int = 500
+
+    @property
+    def strengths(self) -> list[float]:
+        """All strengths of the path."""
+        count = 1 + math.floor(math.log(self.last / self.first, self.ratio))
+        return [self.first * self.ratio**k for k in range(count)]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """An expression field and how it came about.
+
+    Parameters
+    ----------
+    field
+        The fitted field.
+    lam
+        Prior strength in nats, chosen or given.
+    path
+        ``lam`` and ``score`` of each strength tried; one entry if `lam` was given.
+    score
+        Deviance (or variance) explained on the held-out spots, all genes together, by a fit to the others.
+    gene_scores
+        (G,) the same for each gene.
+    history
+        Of the final fit.
+    """
+
+    field: ExpressionField
+    lam: float
+    path: dict[str, NDArray]
+    score: float
+    gene_scores: NDArray
+    history: dict[str, NDArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Spots to fit: coordinates (N, d), values (N, G), library sizes (N,) (None for normalised data), names (G,)."""
+
+    coords: NDArray
+    values: Matrix
+    size: NDArray | None
+    genes: NDArray
+
+    def take(self, spots: NDArray, genes: NDArray | None = None) -> Problem:
+        """Some spots and genes of it."""
+        values = self.values[spots] if genes is None else self.values[spots][:, genes]
+        size = None if self.size is None else self.size[spots]
+        return Problem(self.coords[spots], values, size, self.genes if genes is None else self.genes[genes])
+
+    def null(self) -> NDArray:
+        """(G,) mean rate per unit of library, or mean value."""
+        total = np.asarray(self.values.sum(0), dtype=float).ravel()
+        return total / (len(self.coords) if self.size is None else self.size.sum())
+
+    def active(self) -> NDArray:
+        """Indices of genes that hold anything to fit: counts, or values that vary."""
+        return np.flatnonzero(moments(self.values)[0 if self.size is not None else 1] > 0)
+
+    def offset(self) -> Tensor | None:
+        """(N, 1) log library sizes."""
+        return None if self.size is None else torch.from_numpy(np.log(self.size))[:, None]
+
+    def most_variable(self, n: int) -> NDArray:
+        """Indices of the `n` genes with the largest variance (over the mean, for counts)."""
+        mean, sd = moments(self.values)
+        return np.sort(np.argsort(-(sd**2 / mean if self.size is not None else sd), kind="stable")[:n])
+
+
+def library_size(values: Matrix) -> NDArray:
+    """(N,) totals of the rows."""
+    return np.asarray(values.sum(1), dtype=float).ravel()
+
+
+def entries(values: Matrix) -> NDArray:
+    """The stored values of a matrix, flat: those of a sparse one that are not implicit zeros."""
+    return values.data if sparse.issparse(values) else np.ravel(values)
+
+
+def holds_counts(values: Matrix) -> bool:
+    """Whether a matrix holds whole numbers >= 0."""
+    v = entries(values)
+    return bool(np.all(v >= 0) and np.all(v == np.round(v)))
+
+
+def moments(values: Matrix) -> tuple[NDArray, NDArray]:
+    """Mean and standard deviation of each column."""
+    mean = np.asarray(values.mean(0), dtype=float).ravel()
+    square = values.multiply(values) if sparse.issparse(values) else np.square(values, dtype=float)
+    return mean, np.sqrt(np.maximum(np.asarray(square.mean(0)).ravel() - mean**2, 0))
+
+
+def residual_directions(problem: Problem, rank: int, random_state: int = 0) -> NDArray:  # -> (G, r)
+    r"""Leading right singular vectors of Pearson residuals :cite:p:`Lause2021`, the values never made dense.
+
+    Counts: :math:`(y_{ig} - t_i p_g) / \sqrt{t_i p_g}`; normalised data: :math:`(y_{ig} - m_g) / s_g`.
+    """
+    y = problem.values
+    n, g = y.shape
+    left, right, rows, columns = _standardisation(problem)
+    if min(n, g) <= rank + 1:  # too few rows or columns for an iterative solver
+        dense = y.toarray() if sparse.issparse(y) else y
+        residual = rows[:, None] * (dense - np.outer(left, right)) * columns
+        return np.linalg.svd(residual, full_matrices=False)[2][:rank].T
+
+    def forward(v):
+        v = columns * v.ravel()
+        return rows * (y @ v - left * (right @ v))
+
+    def adjoint(u):
+        u = rows * u.ravel()
+        return columns * (y.T @ u - right * (left @ u))
+
+    start = np.random.default_rng(random_state).standard_normal(min(n, g))
+    operator = LinearOperator((n, g), matvec=forward, rmatvec=adjoint, dtype=float)
+    _, s, vt = svds(operator, k=rank, v0=start, solver="arpack")
+    return vt[np.argsort(-s)].T
+
+
+def _standardisation(problem: Problem) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """The null model as an outer product (N,), (G,), and the scales of rows and columns."""
+    if problem.size is None:
+        mean, sd = moments(problem.values)
+        ones = np.ones(len(problem.coords))
+        return ones, mean, ones, 1 / sd
+    rate = problem.null()
+    return problem.size, rate, 1 / np.sqrt(problem.size), 1 / np.sqrt(rate)
+
+
+def _tensor(values: Matrix) -> Tensor:
+    if not sparse.issparse(values):
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    csr = sparse.csr_array(values)
+    parts = (csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32))
+    return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), csr.shape, check_invariants=False)
+
+
+def batch_points(n_spots: int, n_genes: int) -> int:
+    """Spots in one step: all, unless a step would hold more than 4 million values or 8,192 spots."""
+    batch = int(np.clip(4_000_000 // n_genes, 256, 8192))
+    return 0 if n_spots <= batch else batch
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What is fitted to a :class:`Problem`: everything but the prior strength.
+
+    Parameters
+    ----------
+    likelihood, penalty, network
+        Data term, regulariser of the latent field, and its network.
+    rank
+        r, lowered where there are fewer spots or genes.
+    config
+        Numbers of a fit.
+    """
+
+    likelihood: LikelihoodName
+    penalty: Penalty
+    network: Network
+    rank: int
+    config: FitConfig
+
+    def fit(
+        self, problem: Problem, box: Box, lam: float, *, start: Field | None = None, on_step=None, **config
+    ) -> Field:
+        """Latent field, loadings and intercepts of a problem whose genes are all :meth:`Problem.active`."""
+        n, g = problem.values.shape
+        rank = max(1, min(self.rank, n - 1, g))
+        batch = self.config.batch_points or batch_points(n, g)
+        mean, sd = moments(problem.values)
+        samples = Samples(torch.from_numpy(problem.coords), _tensor(problem.values), offset=problem.offset())
+        return fit_field(
+            samples,
+            network=self.network,
+            likelihood=self._data_term(sd),
+            penalty=self.penalty,
+            lam=lam,
+            head=None if start is not None else self._head(problem, rank, sd),
+            n_latent=rank,
+            box=box,
+            config=dataclasses.replace(self.config, batch_points=batch, **config),
+            start=start,
+            on_step=on_step,
+        )
+
+    def _data_term(self, sd: NDArray) -> Likelihood:
+        if self.likelihood == "poisson":
+            return Poisson()
+        if self.likelihood == "negative_binomial":
+            return NegativeBinomial(torch.full((len(sd),), 10.0))
+        return Gaussian(torch.from_numpy(sd), learned=True)
+
+    def _head(self, problem: Problem, rank: int, sd: NDArray) -> Loadings:
+        directions = torch.from_numpy(
+            np.ascontiguousarray(residual_directions(problem, rank, self.config.random_state))
+        )
+        null = torch.from_numpy(problem.null())
+        return (
+            Loadings(directions, null, torch.from_numpy(sd))
+            if problem.size is None
+            else Loadings(directions, null.log())
+        )
+
+
+def _scores(found: Field, train: Problem, test: Problem) -> tuple[float, NDArray]:
+    """Overall and per-gene score of a fit on held-out spots."""
+    mean = found(torch.from_numpy(test.coords)).double().numpy()
+    if test.size is None:
+        arguments = (test.values, mean, train.null())
+        return holdout.variance_explained(*arguments), holdout.variance_explained_per_gene(*arguments)
+    arguments = (test.values, test.size, mean, train.null())
+    return holdout.deviance_explained(*arguments), holdout.deviance_explained_per_gene(*arguments)
+
+
+def vertex(lam: list[float], score: list[float]) -> float:
+    """The best strength of a path, refined by the parabola through it and its neighbours in log lam.
+
+    Examples
+    --------
+    >>> vertex([100.0, 200.0, 400.0], [0.3, 0.4, 0.3])
+    200.0
+    """
+    k = int(np.argmax(score))
+    if k in (0, len(lam) - 1):
+        return lam[k]
+    left, middle, right = score[k - 1 : k + 2]
+    bend = left - 2 * middle + right
+    return float(lam[k] * (lam[k + 1] / lam[k]) ** (0.5 * (left - right) / bend)) if bend < 0 else lam[k]
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    lam: float
+    path: dict[str, NDArray]
+    found: Field  # the field of the best strength tried
+
+
+def _choose_lam(model: Model, path: LamPath, train: Problem, test: Problem, box: Box, on_step) -> _Choice:
+    lams, scores, best, found = [], [], None, None
+    for k, lam in enumerate(path.strengths):
+        steps = path.first_steps if k == 0 else path.stage_steps
+        found = model.fit(train, box, lam, start=found, on_step=on_step, steps=steps)
+        lams.append(lam)
+        scores.append(_scores(found, train, test)[0])
+        if scores[-1] < max(scores):
+            break
+        best = found
+    return _Choice(vertex(lams, scores), {"lam": np.array(lams), "score": np.array(scores)}, best)
+
+
+def planned_steps(lam: float | str, n_genes: int, config: FitConfig, path: LamPath) -> int:
+    """Steps of a whole fit, at most: for progress bars."""
+    chosen = path.first_steps + path.stage_steps * (len(path.strengths) - 1) if lam == "auto" else 0
+    scored = config.steps if lam != "auto" or n_genes > path.n_genes else 0
+    return chosen + scored + config.steps
+
+
+def _split(problem: Problem, path: LamPath, random_state: int) -> tuple[Problem, Problem]:
+    """Training and held-out spots, at least one of each; genes without training values are left to the mean."""
+    train, test = holdout.split(problem.coords, "random", random_state=random_state, fraction=path.fraction)
+    if len(test) == 0:
+        train, test = train[1:], train[:1]
+    genes = problem.take(train).active()
+    return problem.take(train, genes), problem.take(test, genes)
+
+
+def canonical(latent: NDArray, loadings: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Rotation (r, r), shift (r,), loadings (G, r) and intercept change (G,) of the canonical form of ``z V'``.
+
+    Centred latents, orthonormal loadings, components by falling variance, the largest loading of each positive.
+    """
+    centre = latent.mean(0)
+    q, r = np.linalg.qr(loadings)  # V = Q R
+    _, _, bt = np.linalg.svd((latent - centre) @ r.T, full_matrices=False)
+    turned = q @ bt.T
+    sign = np.sign(turned[np.abs(turned).argmax(0), np.arange(turned.shape[1])])
+    rotation = r.T @ bt.T * sign
+    return rotation, centre @ rotation, turned * sign, loadings @ centre
+
+
+def _assemble(found: Field, problem: Problem, active: NDArray, log_link: bool, target_sum: float) -> ExpressionField:
+    head: Loadings = found.head
+    rotation, shift, turned, change = canonical(
+        found.latent(torch.from_numpy(problem.coords)).double().numpy(), head.loadings().detach().double().numpy()
+    )
+    null = problem.null()
+    with np.errstate(divide="ignore"):  # a gene without counts: log 0 = -inf, expected nowhere
+        intercept = np.log(null) if log_link else null
+    loadings = np.zeros((len(null), rotation.shape[1]))
+    loadings[active] = turned
+    intercept[active] = head.bias.detach().double().numpy() + change
+    net = found.net.double().requires_grad_(False)
+    return ExpressionField(problem.genes, found.box, net, rotation, shift, loadings, intercept, log_link, target_sum)
+
+
+def fit_expression(
+    problem: Problem,
+    model: Model,
+    *,
+    lam: float | Literal["auto"] = "auto",
+    target_sum: float = 1.0,
+    path: LamPath = LamPath(),
+    on_step: OnStep | None = None,
+) -> Fitted:
+    """Choose `lam`, score the choice on held-out spots, and fit all spots.
+
+    Parameters
+    ----------
+    problem
+        Spots, with library sizes > 0 for count likelihoods.
+    model
+        What to fit.
+    lam
+        Prior strength in nats, or ``"auto"``.
+    target_sum
+        Reference library size of the field.
+    path
+        How ``"auto"`` chooses, and the share of spots held out for the scores.
+    on_step
+        Called as ``on_step(done, planned, stage)`` after each step.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    ValueError
+        If no gene varies.
+    """
+    active = problem.active()
+    if len(active) == 0:
+        msg = f"none of the {len(problem.genes)} genes varies between spots, so there is no field to fit: check `layer` and `genes`"
+        raise ValueError(msg)
+    box = Box.of(torch.from_numpy(problem.coords))
+    everything = problem.take(np.arange(len(problem.coords)), active)
+    train, test = _split(everything, path, model.config.random_state)
+    tick = _Ticker(planned_steps(lam, len(active), model.config, path), on_step)
+
+    found, tried = None, {}
+    if lam == "auto":
+        subset = train.most_variable(path.n_genes)
+        spots = np.arange(len(train.coords)), np.arange(len(test.coords))
+        choice = _choose_lam(
+            model, path, train.take(spots[0], subset), test.take(spots[1], subset), box, tick.at("choosing lam")
+        )
+        lam, tried = choice.lam, choice.path
+        found = choice.found if len(subset) == len(train.genes) else None
+    if found is None:
+        found = model.fit(train, box, lam, on_step=tick.at("held-out score"))
+    score, known_scores = _scores(found, train, test)
+    tried = tried or {"lam": np.array([lam]), "score": np.array([score])}
+    index = {g: i for i, g in enumerate(problem.genes)}
+    gene_scores = np.zeros(len(problem.genes))
+    gene_scores[[index[g] for g in train.genes]] = known_scores
+
+    final = model.fit(everything, box, lam, on_step=tick.at("fitting"))
+    field = _assemble(final, problem, active, problem.size is not None, target_sum)
+    history = {name: np.array(values) for name, values in final.history.items()}
+    return Fitted(field, float(lam), tried, score, gene_scores, history)
+
+
+@dataclass(eq=False)
+class _Ticker:
+    """Counts steps over all fits of one call."""
+
+    planned: int
+    on_step: OnStep | None
+    done: int = 0
+
+    def at(self, stage: str) -> Callable[[int, float], None]:
+        def count(step: int, objective: float) -> None:
+            self.done += 1
+            if self.on_step is not None:
+                self.on_step(self.done, self.planned, stage)
+
+        return count

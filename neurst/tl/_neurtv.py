@@ -1,0 +1,423 @@
+"""Expression between the spots: fit a NeurTV field, read it anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+
+from neurst.core import nets
+from neurst.core.fit import FitConfig
+from neurst.core.nets import Network, as_network
+from neurst.core.penalty import PENALTIES, as_penalty
+from neurst.spatial import slots
+from neurst.spatial.fitting import LIKELIHOODS, LamPath, Model, fit_expression, planned_steps
+from neurst.spatial.tissue import geometry, query_lattice
+
+log = logging.getLogger("neurst")
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int, int, str], None]]:
+    with tqdm(total=total, disable=not show, unit="step", leave=False) as bar:
+
+        def on_step(done: int, planned: int, stage: str) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.update(done - bar.n)
+
+        yield on_step
+
+
+def neurtv_fit(
+    adata: AnnData,
+    *,
+    genes: Sequence[str] | str | None = None,
+    layer: str | None = None,
+    spatial_key: str = "spatial",
+    library_key: str | None = None,
+    likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
+    size_factors: str | Sequence[float] | None = None,
+    penalty: str = "isotropic",
+    lam: float | Literal["auto"] = "auto",
+    rank: int = 20,
+    network: str | Network = "siren",
+    steps: int = 500,
+    device: str = "auto",
+    random_state: int = 0,
+    key_added: str = "neurtv",
+    progress: bool = True,
+) -> None:
+    r"""Fit a continuous expression field to the spots of one section.
+
+    .. math::
+        y_{ig} \sim \mathrm{Poisson}\big(t_i \exp(b_g + V_g \cdot z(x_i))\big), \qquad
+        \min_{z, V, b} \; -\log p(y) + \lambda \, \mathrm{mean}_x \sum_k |\nabla z_k(x)| + \tfrac12 \|V\|_F^2
+
+    with z a coordinate network with `rank` latent channels, V gene loadings and :math:`t_i` the library size; the derivatives of z
+    are exact (NeurTV :cite:p:`Luo2025`). For normalised data the link is the identity and the noise Gaussian, one scale
+    per gene. 20 % of the spots are held out to choose `lam` and to score each gene; the field that is kept is then
+    fitted to all spots.
+
+    Parameters
+    ----------
+    adata
+        One section: positions in ``obsm[spatial_key]`` (2-d or 3-d, any unit), expression in `X` or `layer`.
+    genes
+        Names of the genes to fit; all if None.
+    layer
+        Layer to fit; `X` if None.
+    spatial_key, library_key
+        Where positions are; the column of `obs` that names sections, of which there may be one only.
+    likelihood
+        ``"auto"`` is Poisson if the matrix holds whole numbers >= 0, else Gaussian.
+    size_factors
+        Library sizes, an array (n_obs,) or a column of `obs`. If None, totals over *all* genes of the layer.
+    penalty
+        ``"isotropic"``, ``"anisotropic"``, ``"vectorial"``, ``"space_variant"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"``
+        or ``"tgv"``, all on the latent field.
+    lam
+        Prior strength in nats, or ``"auto"``: a path from weak to strong on held-out spots
+        (:class:`neurst.spatial.fitting.LamPath`). A good value hardly moves with the number of spots or genes.
+    rank
+        Latent channels, lowered where there are fewer spots or genes. Channels without support in the data vanish.
+    network
+        ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, or a specification such as ``neurst.core.nets.Siren(width=64)``.
+    steps
+        Optimisation steps of the final fit.
+    device
+        ``"auto"`` is CUDA, else MPS, else the CPU.
+    random_state
+        Seed; the same seed on the same machine gives the same field.
+    key_added
+        Name of the results.
+    progress
+        Show a progress bar. An interrupt leaves `adata` as it was.
+
+    Returns
+    -------
+    None, and writes
+
+    ``layers[key]`` : (n_obs, n_vars) float32
+        Expected expression at the spots: for counts at library size ``target_sum`` (the median of the fitted spots), else
+        in the units of the data. NaN for genes that were not fitted.
+    ``obsm["X_<key>"]`` : (n_obs, rank) float32
+        Latent coordinates, centred, by falling variance.
+    ``varm["<key>_loadings"]`` : (n_vars, rank) float32
+        Orthonormal gene loadings.
+    ``var["<key>_fitted"]``, ``var["<key>_empty"]`` : bool
+        Genes that were fitted; those of them without counts (or without variation), which get their mean.
+    ``var["<key>_deviance_explained"]`` : float
+        Share of the Poisson deviance (variance, for normalised data) explained on the held-out spots: below 0 is worse than the
+        gene's mean. Trust a gene between spots only if it is clearly positive.
+    ``uns[key]`` : dict
+        Parameters, versions, history, the path of `lam`, and the whole field as plain arrays.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a key, layer or gene is unknown, positions are missing, not finite or degenerate, or values do not suit the
+        likelihood. `adata` is then unchanged.
+
+    Examples
+    --------
+    >>> import neurst
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
+    >>> adata.layers["neurtv"].shape == adata.shape
+    True
+    """
+    slots.check_key(adata, key_added)
+    spec, regulariser = as_network(network), as_penalty(penalty)
+    _check_options(likelihood, penalty, lam, rank)
+    reading = slots.read(
+        adata,
+        genes=genes,
+        layer=layer,
+        spatial_key=spatial_key,
+        library_key=library_key,
+        likelihood=likelihood,
+        size_factors=size_factors,
+    )
+    config = FitConfig(steps=steps, device=device, random_state=random_state)
+    model, path = Model(reading.likelihood, regulariser, spec, rank, config), LamPath()
+    with _progress_bar(planned_steps(lam, len(reading.genes), config, path), progress) as on_step:
+        fitted = fit_expression(
+            reading.problem, model, lam=lam, target_sum=reading.target_sum, path=path, on_step=on_step
+        )
+    log.info("lam=%.0f; %.3f of the deviance of held-out spots explained", fitted.lam, fitted.score)
+    params = {
+        "layer": "X" if layer is None else layer,
+        "spatial_key": spatial_key,
+        "likelihood": reading.likelihood,
+        "penalty": str(penalty),
+        "lam": lam,
+        "rank": rank,
+        "network": nets.to_dict(spec),
+        "steps": steps,
+        "random_state": random_state,
+        "device": device,
+        "n_spots": int(reading.spots.sum()),
+        "n_genes": len(reading.genes),
+    }
+    slots.write_fit(
+        adata, key_added, reading=reading, fitted=fitted, network=spec, params=params, spatial_key=spatial_key
+    )
+
+
+def _check_options(likelihood: str, penalty: str, lam: float | str, rank: int) -> None:
+    if likelihood not in ("auto", *LIKELIHOODS):
+        msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
+        raise ValueError(msg)
+    if penalty == "mixed":
+        names = sorted(set(PENALTIES) - {"mixed"})
+        msg = f"`penalty='mixed'` is for cubes with a spectral axis, which positions do not have: choose one of {names}"
+        raise ValueError(msg)
+    if lam != "auto" and not (isinstance(lam, (int, float)) and np.isfinite(lam) and lam >= 0):
+        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (300 to 1000 suits most tissue)"
+        raise ValueError(msg)
+    if not (isinstance(rank, (int, np.integer)) and rank >= 1):
+        msg = f"`rank={rank!r}`: expected a whole number >= 1"
+        raise ValueError(msg)
+
+
+def _genes(kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
+    return list(kept.field.genes) if genes is None else slots.known_genes(genes, list(kept.field.genes))
+
+
+def neurtv_superres(
+    adata: AnnData,
+    *,
+    factor: float = 2,
+    spacing: float | None = None,
+    lattice: Literal["auto", "hexagonal", "square", "cubic"] = "auto",
+    support_radius: float | None = None,
+    genes: Sequence[str] | str | None = None,
+    key: str = "neurtv",
+    progress: bool = True,
+) -> AnnData:
+    """Expression on a dense lattice inside the tissue, as a new AnnData.
+
+    Reads the field stored under ``uns[key]``; if there is none, :func:`neurtv_fit` is called with its defaults first, so `adata` then
+    also holds the fit.
+
+    Parameters
+    ----------
+    adata
+        One section.
+    factor
+        Spacing of the lattice is the spot pitch divided by this: 2 gives about four times the spots in 2-d.
+    spacing
+        Spacing in the units of the coordinates, instead of `factor`.
+    lattice
+        ``"auto"`` is hexagonal where the spots are, else square; cubic in 3-d. On a lattice of spots it follows theirs.
+    support_radius
+        Points within this distance of a measured spot are tissue. If None, 1.05 pitch on lattices (one missing spot is filled, a
+        larger hole is not), else the 99th percentile of the distance to the third neighbour.
+    genes
+        Fitted genes to read; all if None.
+    key
+        Name of the fit.
+    progress
+        Show a progress bar if a fit is needed.
+
+    Returns
+    -------
+    AnnData
+        ``X`` (float32): expected expression, for counts at library size ``uns[key]["field"]["target_sum"]``. ``var`` with its columns,
+        ``obsm["spatial"]``, ``obs["distance_to_spot"]``, ``obs["in_support"]``, ``uns["spatial"]`` copied with the spot diameter
+        adjusted, and ``uns[key]`` with the field, so that it can be queried and differentiated further.
+
+    Raises
+    ------
+    ValueError
+        If `factor` and `spacing` are both given or not positive, or the stored field was fitted to other spots.
+
+    Examples
+    --------
+    >>> import neurst
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
+    >>> dense = neurst.tl.neurtv_superres(adata, factor=2)
+    >>> 3.5 < dense.n_obs / adata.n_obs < 4.5
+    True
+    """
+    if spacing is not None and factor != 2:
+        msg = f"`factor={factor!r}` and `spacing={spacing!r}` were both given: pass one of them"
+        raise ValueError(msg)
+    for name, value in {"factor": factor, "spacing": spacing, "support_radius": support_radius}.items():
+        if value is not None and not (np.isfinite(value) and value > 0):
+            msg = f"`{name}={value!r}`: expected a positive number"
+            raise ValueError(msg)
+    if key not in adata.uns:
+        neurtv_fit(adata, key_added=key, progress=progress)
+    kept = slots.stored(adata, key)
+    slots.check_same_spots(adata, kept, key)
+    names = _genes(kept, genes)
+    layout = geometry(kept.spots)
+    spacing = layout.pitch / factor if spacing is None else spacing
+    radius = layout.support_radius if support_radius is None else support_radius
+    coords = query_lattice(kept.spots, spacing=spacing, lattice=lattice, radius=radius, geometry=layout)
+    values = slots.read_values(kept.field.select(names), coords)
+    out = slots.new_adata(adata, kept, key, coords, values, names, radius=radius)
+    slots.copy_images(adata, out, spacing / layout.pitch)
+    out.uns[f"{key}_query"]["spacing"] = float(spacing)
+    return out
+
+
+def neurtv_query(
+    adata: AnnData,
+    coords: ArrayLike,
+    *,
+    genes: Sequence[str] | str | None = None,
+    key: str = "neurtv",
+    outside: Literal["nan", "extrapolate", "raise"] = "nan",
+    support_radius: float | None = None,
+) -> AnnData:
+    """The stored field at arbitrary coordinates, as a new AnnData.
+
+    Parameters
+    ----------
+    adata
+        Holds a fit under ``uns[key]``; its own spots are not looked at.
+    coords
+        (N, d) points in the units the field was fitted in.
+    genes
+        Fitted genes to read; all if None.
+    key
+        Name of the fit.
+    outside
+        Beyond the tissue support: ``"nan"`` masks, ``"extrapolate"`` reads the field all the same, ``"raise"`` refuses.
+    support_radius
+        As in :func:`neurtv_superres`.
+
+    Returns
+    -------
+    AnnData
+        As from :func:`neurtv_superres`, one row for each point, in the order given.
+
+    Raises
+    ------
+    ValueError
+        If `coords` has another shape, is not finite, or is outside and `outside="raise"`.
+
+    Warns
+    -----
+    UserWarning
+        If most points are far outside the fitted range: other units?
+
+    Examples
+    --------
+    >>> import neurst
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
+    >>> neurst.tl.neurtv_query(adata, adata.obsm["spatial"][:5] + 30.0).shape
+    (5, 20)
+    """
+    if outside not in ("nan", "extrapolate", "raise"):
+        msg = f"`outside={outside!r}`: choose 'nan', 'extrapolate' or 'raise'"
+        raise ValueError(msg)
+    kept = slots.stored(adata, key)
+    names = _genes(kept, genes)
+    coords = _check_coords(coords, kept.spots)
+    radius = geometry(kept.spots).support_radius if support_radius is None else support_radius
+    values = slots.read_values(kept.field.select(names), coords)
+    out = slots.new_adata(adata, kept, key, coords, values, names, radius=radius)
+    beyond = ~out.obs["in_support"].to_numpy()
+    if outside == "raise" and beyond.any():
+        first = int(np.argmax(beyond))
+        msg = (
+            f"`coords`: {int(beyond.sum())} of {len(coords)} points are more than {radius:.4g} from a spot (first: row {first}, "
+            f"{coords[first].tolist()}): drop them, or pass outside='nan' or 'extrapolate'"
+        )
+        raise ValueError(msg)
+    if outside == "nan":
+        out.X[beyond] = np.nan
+    return out
+
+
+def _check_coords(coords: ArrayLike, spots: NDArray) -> NDArray:
+    coords = np.asarray(coords, dtype=float)
+    d = spots.shape[1]
+    if coords.ndim != 2 or coords.shape[1] != d or len(coords) == 0:
+        msg = f"`coords` has shape {coords.shape}: expected (N, {d}) with N >= 1, one row for each point"
+        raise ValueError(msg)
+    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
+    if len(bad):
+        msg = f"`coords` is not finite in {len(bad)} of {len(coords)} rows (first: row {bad[0]}): drop them"
+        raise ValueError(msg)
+    low, high = spots.min(0), spots.max(0)
+    reach = (high - low).max() / 2
+    far = ((coords < low - reach) | (coords > high + reach)).any(axis=1)
+    if far.mean() > 0.5:
+        warnings.warn(
+            f"`coords` range from {_range(coords)}, but the field was fitted from {_range(spots)}: are the units the same?",
+            UserWarning,
+            stacklevel=3,
+        )
+    return coords
+
+
+def _range(x: NDArray) -> str:
+    def show(corner: NDArray) -> str:
+        return "(" + ", ".join(f"{v:.6g}" for v in corner) + ")"
+
+    return f"{show(x.min(0))} to {show(x.max(0))}"
+
+
+def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None, key: str = "neurtv") -> None:
+    r"""Exact spatial derivatives of the stored field at the spots.
+
+    For counts, :math:`\partial_x \mu_g = \mu_g\, V_g \cdot \partial_x z`, from the jet of the network: no finite differences.
+
+    Parameters
+    ----------
+    adata
+        Holds a fit under ``uns[key]``.
+    genes
+        Fitted genes to differentiate; all if None.
+    key
+        Name of the fit.
+
+    Returns
+    -------
+    None, and writes
+
+    ``layers["<key>_dx"]``, ``layers["<key>_dy"]`` (and ``["<key>_dz"]`` in 3-d) : (n_obs, n_vars) float32
+        Derivatives of the expected expression per unit of the coordinates.
+    ``var["<key>_gradient"]`` : float
+        Mean norm of a gene's gradient over the spots in the tissue.
+    ``obs["<key>_edge"]`` : float
+        Gene-space norm of the Jacobian, of the log of expected counts (or of normalised values), over all fitted genes: where
+        the tissue changes.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such fit or gene, or the layers would be above 2 GB: differentiate fewer genes then, or use
+        :func:`neurst.get.field`.
+
+    Examples
+    --------
+    >>> import neurst
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
+    >>> neurst.tl.neurtv_gradient(adata)
+    >>> sorted(adata.layers)
+    ['neurtv', 'neurtv_dx', 'neurtv_dy']
+    """
+    kept = slots.stored(adata, key)
+    slots.write_gradient(adata, key, kept, _genes_of(adata, kept, genes))
+
+
+def _genes_of(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
+    """Fitted genes that `adata` still has."""
+    if genes is not None:
+        return slots.known_genes(_genes(kept, genes), list(adata.var_names))
+    return [g for g in kept.field.genes if g in adata.var_names]
