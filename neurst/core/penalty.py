@@ -121,36 +121,27 @@ class WeightedTV(Penalty):
         return (self.weight * _norm(f.derivative(1), dim=0).sum(-1)).mean()
 
 
-@dataclass(frozen=True)
-class _Anchors:
-    """Structure tensors of a frozen field at scattered points; read elsewhere as the mean over the nearest."""
+def _structure_tensors(field: Callable, x: Tensor, neighbours: int) -> Tensor:  # -> (M, d, d)
+    """``sum_c grad f_c grad f_c'`` at points `x` (M, d), averaged over the nearest of them :cite:p:`Bigun1987`.
 
-    points: Tensor  # (M, d)
-    tensors: Tensor  # (M, d, d)
-
-    @classmethod
-    def of(cls, field: Callable, x: Tensor) -> _Anchors:
-        # sum over channels of grad f grad f': orientation without sign, so opposite slopes do not cancel
-        with torch.no_grad():
-            g = jacobian(field, x)
-            return cls(x, torch.einsum("nci,ncj->nij", g, g))
-
-    def smoothed(self, x: Tensor, neighbours: int) -> Tensor:  # -> (N, d, d)
-        near = torch.cdist(x, self.points).topk(min(neighbours, len(self.points)), largest=False).indices
-        return self.tensors[near].mean(1)
+    Orientation without sign: opposite slopes do not cancel.
+    """
+    with torch.no_grad():
+        g = jacobian(field, x)
+        near = torch.cdist(x, x).topk(min(neighbours, len(x)), largest=False).indices
+        return torch.einsum("nci,ncj->nij", g, g)[near].mean(1)
 
 
-def _edge_weight(energy: Tensor) -> Callable[[Tensor], Tensor]:
-    """``w(m) = c / (m + mean m)`` with mean(w) = 1 over the anchors: one step of reweighted L1 :cite:p:`Candes2008`."""
-    mean = energy.sqrt().mean()
+def _edge_weight(tensors: Tensor) -> Tensor:  # (M, d, d) -> (M,)
+    """``w = c / (m + mean m)`` with mean(w) = 1, m the norm of all gradients: one step of reweighted L1 :cite:p:`Candes2008`."""
+    m = tensors.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt()
     # in units of the mean; a field without any gradient has weight 1 everywhere
-    weight = lambda e: 1 / (e.sqrt() / torch.where(mean > 0, mean, 1.0) + 1)
-    c = 1 / weight(energy).mean()
-    return lambda e: c * weight(e)
+    weight = 1 / (m / torch.where(m.mean() > 0, m.mean(), 1.0) + 1)
+    return weight / weight.mean()
 
 
-def _trace(t: Tensor) -> Tensor:
-    return t.diagonal(dim1=-2, dim2=-1).sum(-1)
+def _nearest(x: Tensor, points: Tensor) -> Tensor:
+    return torch.cdist(x, points).argmin(1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +149,7 @@ class SpaceVariantTV(Penalty):
     r"""Space-variant directional NeurTV: mean of :math:`w(x) \sum_c (a |D_{u(x)} f_c| + \sum_k b |D_{v_k(x)} f_c|)`.
 
     At each refresh the structure tensor :math:`T = \sum_c \nabla f_c \nabla f_c^\top` of the current field is averaged over
-    the `neighbours` nearest regularisation points, which works on any geometry. Its eigenvectors give the direction u across
+    the `neighbours` nearest regularisation points, which works on any geometry; other points read the nearest of these. Its eigenvectors give the direction u across
     the edge and v_k along it; ``a = mean|D_v| / mean|D_u|`` (over the whole region) and ``b = 2 - a`` shrink less
     across edges than along them, and ``w = c / (m + mean m)``, m the local norm of all gradients and c such that mean(w) = 1,
     less at strong edges than in flat parts. The weights carry no unit. Before the first refresh, and wherever the field
@@ -171,22 +162,24 @@ class SpaceVariantTV(Penalty):
     """
 
     neighbours: int = 16
-    anchors: _Anchors | None = dataclasses.field(default=None, repr=False)
+    points: Tensor | None = dataclasses.field(default=None, repr=False)  # (M, d) of the last refresh
+    along: Tensor | None = dataclasses.field(default=None, repr=False)  # (d, M, d), the last direction across edges
+    weight: Tensor | None = dataclasses.field(default=None, repr=False)  # (M,)
 
     def refreshed(self, field: Callable, x: Tensor) -> SpaceVariantTV:
-        return dataclasses.replace(self, anchors=_Anchors.of(field, x))
+        tensors = _structure_tensors(field, x, self.neighbours)
+        size, frame = torch.linalg.eigh(tensors)  # ascending
+        size, d = size.clamp_min(0).sqrt().mean(0), x.shape[1]
+        a = size[:-1].mean() / size[-1] if d > 1 and size[-1] > 0 else size.new_ones(())
+        stretch = torch.cat([(2 - a).expand(d - 1), a[None]])
+        along = stretch[:, None, None] * frame.permute(2, 0, 1)
+        return dataclasses.replace(self, points=x, along=along, weight=_edge_weight(tensors))
 
     def at(self, x: Tensor) -> Penalty:
-        if self.anchors is None:
+        if self.points is None:
             return AnisotropicTV()
-        everywhere = self.anchors.smoothed(self.anchors.points, self.neighbours)
-        size = torch.linalg.eigvalsh(everywhere).clamp_min(0).sqrt()  # (M, d) ascending
-        across, d = size[:, -1].mean(), x.shape[1]
-        a = size[:, :-1].mean() / across if d > 1 and across > 0 else torch.ones_like(across)
-        here = self.anchors.smoothed(x, self.neighbours)
-        frame = torch.linalg.eigh(here).eigenvectors.permute(2, 0, 1)  # (d directions, N, d), the last across
-        stretch = torch.cat([(2 - a).expand(d - 1), a[None]])
-        return DirectionalTV(stretch[:, None, None] * frame, _edge_weight(_trace(everywhere))(_trace(here)))
+        near = _nearest(x, self.points)
+        return DirectionalTV(self.along[:, near], self.weight[near])
 
     def __call__(self, f: Jet) -> Tensor:
         msg = "SpaceVariantTV differs from point to point: use score(penalty, field, x), or penalty.at(x)"
@@ -197,17 +190,15 @@ class SpaceVariantTV(Penalty):
 class EdgeWeightedTV(Penalty):
     r"""Isotropic NeurTV with the weights of :class:`SpaceVariantTV`: mean of :math:`w(x) \sum_c \|\nabla f_c\|_2`."""
 
-    neighbours: int = 1
-    anchors: _Anchors | None = dataclasses.field(default=None, repr=False)
+    neighbours: int = 16
+    points: Tensor | None = dataclasses.field(default=None, repr=False)
+    weight: Tensor | None = dataclasses.field(default=None, repr=False)
 
     def refreshed(self, field: Callable, x: Tensor) -> EdgeWeightedTV:
-        return dataclasses.replace(self, anchors=_Anchors.of(field, x))
+        return dataclasses.replace(self, points=x, weight=_edge_weight(_structure_tensors(field, x, self.neighbours)))
 
     def at(self, x: Tensor) -> Penalty:
-        if self.anchors is None:
-            return IsotropicTV()
-        everywhere = _trace(self.anchors.smoothed(self.anchors.points, self.neighbours))
-        return WeightedTV(_edge_weight(everywhere)(_trace(self.anchors.smoothed(x, self.neighbours))))
+        return IsotropicTV() if self.points is None else WeightedTV(self.weight[_nearest(x, self.points)])
 
     def __call__(self, f: Jet) -> Tensor:
         msg = "EdgeWeightedTV differs from point to point: use score(penalty, field, x), or penalty.at(x)"

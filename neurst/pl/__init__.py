@@ -1,1 +1,5 @@
-"""Figures."""
+"""Figures of stored results: they take and return matplotlib Axes, and neither fit nor change anything."""
+
+from neurst.pl._neurtv import gradient, history, superres
+
+__all__ = ["gradient", "history", "superres"]

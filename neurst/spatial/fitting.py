@@ -43,26 +43,26 @@ OnStep = Callable[[int, int, str], None]
 class LamPath:
     """How `lam` is chosen: a path of prior strengths, weak to strong, scored on spots that were held out.
 
-    One fit at `first` with `first_steps`, then each further strength (times `ratio`) goes on from the last field for
-    `stage_steps`, until the held-out score falls below the best; the choice is the vertex of the parabola through
-    the best strength and its neighbours in log lam. From weak to strong because a component that the prior has driven to zero does
-    not come back.
+    One fit at `start` with `first_steps`, then the prior is made stronger by `ratio` at a time, each stage going on from the last
+    field for `stage_steps`, until the held-out score falls. The choice is the vertex of the parabola through the best
+    strength and its neighbours in log lam. From weak to strong, because a component that the prior has driven to zero
+    does not come back; not below `start`, because a prior that is too weak costs far more than one that is too strong.
 
     Parameters
     ----------
-    first, last, ratio
-        Prior strengths in nats.
+    start, ratio, stop
+        First prior strength in nats, the factor between stages, and the last strength.
     first_steps, stage_steps
-        Steps at the first and at each further strength.
+        Steps of the first fit and of each further stage.
     fraction
         Share of spots held out.
     n_genes
         Most genes used for the path; the most variable ones if there are more.
     """
 
-    first: float = 20.0
-    last: float = 5000.0
-    ratio: float = 2.5
+    start: float = 100.0
+    ratio: float = 2.0
+    stop: float = 6400.0
     first_steps: int = 300
     stage_steps: int = 120
     fraction: float = 0.2
@@ -70,9 +70,9 @@ class LamPath:
 
     @property
     def strengths(self) -> list[float]:
-        """All strengths of the path."""
-        count = 1 + math.floor(math.log(self.last / self.first, self.ratio))
-        return [self.first * self.ratio**k for k in range(count)]
+        """All strengths of the path, in order."""
+        count = 1 + math.floor(math.log(self.stop / self.start, self.ratio) + 1e-9)
+        return [self.start * self.ratio**k for k in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +284,7 @@ def _scores(found: Field, train: Problem, test: Problem) -> tuple[float, NDArray
 
 
 def vertex(lam: list[float], score: list[float]) -> float:
-    """The best strength of a path, refined by the parabola through it and its neighbours in log lam.
+    """The best of evenly spaced (in log) strengths, refined by the parabola through it and its neighbours.
 
     Examples
     --------
@@ -308,8 +308,8 @@ class _Choice:
 
 def _choose_lam(model: Model, path: LamPath, train: Problem, test: Problem, box: Box, on_step) -> _Choice:
     lams, scores, best, found = [], [], None, None
-    for k, lam in enumerate(path.strengths):
-        steps = path.first_steps if k == 0 else path.stage_steps
+    for lam in path.strengths:
+        steps = path.stage_steps if lams else path.first_steps
         found = model.fit(train, box, lam, start=found, on_step=on_step, steps=steps)
         lams.append(lam)
         scores.append(_scores(found, train, test)[0])

@@ -23,7 +23,7 @@ from neurst.core import nets
 from neurst.core.samples import Box
 from neurst.spatial.expression import ExpressionField
 from neurst.spatial.fitting import Matrix, Problem, entries, holds_counts, library_size
-from neurst.spatial.tissue import distinct, distance_to_spots, geometry
+from neurst.spatial.tissue import distance_to_spots, distinct
 
 SCHEMA = 1  # of uns[key]; raise it when the layout below changes
 LAYER_LIMIT = 2 * 1024**3  # bytes; a larger layer is not written
@@ -543,3 +543,75 @@ def copy_images(adata: AnnData, out: AnnData, shrink: float) -> None:
         if "spot_diameter_fullres" in factors:
             factors["spot_diameter_fullres"] = float(factors["spot_diameter_fullres"]) * shrink
     out.uns["spatial"] = images
+
+
+# ---- reading results
+
+
+def values_layer(adata: AnnData, key: str) -> str | None:
+    """The layer that holds the field's values; None, that is `X`, in what a query returns."""
+    if key in adata.layers:
+        return key
+    if f"{key}_query" in adata.uns:
+        return None
+    msg = (
+        f"`adata.layers[{key!r}]` is missing, dropped or too large to be written: read the field first, "
+        "`neurst.tl.neurtv_superres(adata, genes=[...])`"
+    )
+    raise KeyError(msg)
+
+
+def read_genes(adata: AnnData, genes: Sequence[str], layer: str | None) -> NDArray:
+    """(n_obs, G) values of the named genes, dense."""
+    return _dense(read_matrix(adata, layer)[:, adata.var_names.get_indexer(genes)])
+
+
+def _dense(matrix: Matrix) -> NDArray:
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def read_measured(
+    adata: AnnData, kept: Stored, genes: Sequence[str], layer: str | None, size_factors: str | Sequence[float] | None
+) -> NDArray:
+    """(n_obs, G) measured expression in the unit of a field; for counts NaN at spots without any."""
+    values = read_genes(adata, genes, layer)
+    if not kept.field.log_link:
+        return values
+    size = read_size(adata, read_matrix(adata, layer), size_factors)
+    return values * (kept.field.target_sum / np.where(size > 0, size, np.nan))[:, None]
+
+
+def read_source(adata: AnnData, key: str) -> tuple[str | None, str]:
+    """The layer and the `spatial_key` that a field was fitted to."""
+    params = adata.uns[key]["params"]
+    return None if params["layer"] == "X" else str(params["layer"]), str(params["spatial_key"])
+
+
+def read_gradient(adata: AnnData, key: str, genes: Sequence[str], n_dims: int) -> NDArray:
+    """(n_obs, G, d) stored derivatives."""
+    layers = [f"{key}_d{axis}" for axis in "xyz"[:n_dims]]
+    _check_gradient(layers[0] in adata.layers, f"`adata.layers[{layers[0]!r}]` is missing", key)
+    gradient = np.stack([read_genes(adata, genes, name) for name in layers], axis=-1)
+    without = [g for g, known in zip(genes, np.isfinite(gradient).any((0, 2)), strict=True) if not known]
+    _check_gradient(not without, f"`adata.layers[{layers[0]!r}]` does not hold genes {without[:3]}", key)
+    return gradient
+
+
+def read_edge(adata: AnnData, key: str) -> NDArray:
+    """(n_obs,) stored edge strength."""
+    name = f"{key}_edge"
+    _check_gradient(name in adata.obs, f"`adata.obs[{name!r}]` is missing", key)
+    return adata.obs[name].to_numpy(dtype=float)
+
+
+def _check_gradient(found: bool, what: str, key: str) -> None:
+    if not found:
+        option = "" if key == "neurtv" else f", key={key!r}"
+        msg = f"{what}: call `neurst.tl.neurtv_gradient(adata{option})` first"
+        raise KeyError(msg)
+
+
+def read_history(adata: AnnData, key: str) -> tuple[Mapping[str, NDArray], Mapping[str, NDArray], float]:
+    """History of the final fit, the strengths tried with their scores, and the strength chosen."""
+    slot = adata.uns[key]
+    return slot["history"], slot["lam_path"], float(slot["lam"])
