@@ -68,7 +68,11 @@ def large_fit() -> dict:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     neurst.tl.neurtv_fit(adata, progress=False)
-    return {"what": f"fit, {adata.n_obs:,} spots x {adata.n_vars:,} genes", "seconds": time.perf_counter() - begin, "before": before}
+    return {
+        "what": f"fit, {adata.n_obs:,} spots x {adata.n_vars:,} genes",
+        "seconds": time.perf_counter() - begin,
+        "before": before,
+    }
 
 
 def large_query() -> dict:
@@ -91,7 +95,10 @@ def in_own_process(function: str, *arguments: str) -> dict:
 
 
 def main() -> None:
-    lines = ["| section | genes | split | nearest | kernel | **neurst** | lam | seconds | peak GB |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| section | genes | split | nearest | kernel | **neurst** | lam | seconds | peak GB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     low = []
     for name, genes, mode, floor in SECTIONS:
         r = in_own_process("score", name, str(genes), mode)
@@ -101,7 +108,12 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
         low += [(name, mode, r["neurst"])] if r["neurst"] < floor else []
-    write("held-out", __file__, "Poisson deviance explained on held-out spots, seed 0, defaults (the choice of lam included).", lines)
+    write(
+        "held-out",
+        __file__,
+        "Poisson deviance explained on held-out spots, seed 0, defaults (the choice of lam included).",
+        lines,
+    )
     lines = ["| what | seconds | peak GB of the process | of it before the call |", "|---|---|---|---|"]
     for function in ("large_fit", "large_query"):
         r = in_own_process(function)

@@ -76,7 +76,9 @@ def wrong_packages(path):
 
 def heavy_on_import(path):
     """Heavy packages that importing a file would load."""
-    return {name for name in imports(_TopLevel().visit(parse(path))) if any(f"{name}.".startswith(f"{h}.") for h in HEAVY)}
+    return {
+        name for name in imports(_TopLevel().visit(parse(path))) if any(f"{name}.".startswith(f"{h}.") for h in HEAVY)
+    }
 
 
 def name(path):
@@ -138,7 +140,10 @@ print(time.perf_counter() - begin, *sorted({HEAVY!r} & set(sys.modules)))
 
 
 def test_import_neurst_is_light():
-    runs = [subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)]
+    runs = [
+        subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
     seconds, heavy = zip(*((float(s), names) for s, *names in (run.stdout.split() for run in runs)), strict=True)
     assert heavy[0] == []
     assert min(seconds) < 0.3

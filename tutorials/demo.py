@@ -51,6 +51,25 @@ def errors_between_spots(adata: AnnData, dense: AnnData, truth: np.ndarray) -> d
     return {name: float(np.sqrt(np.mean((np.log(rate) - truth) ** 2))) for name, rate in rates.items()}
 
 
+def draw(adata: AnnData, dense: AnnData, output: Path) -> None:
+    """Pictures: measured | field | truth, boundaries and gradients, and how the fit went."""
+    fig, axes = plt.subplots(len(GENES), 3, figsize=(11, 3.1 * len(GENES)), layout="constrained")
+    neurst.pl.superres(dense, GENES, spots=adata, ax=axes[:, :2])
+    for (_, field, truth), gene in zip(axes, GENES, strict=True):
+        vmin, vmax = field.collections[0].get_clim()
+        neurst.pl.superres(dense, gene, layer="truth", vmin=vmin, vmax=vmax, ax=truth).set_title(f"{gene}, truth")
+    fig.savefig(output / "superres.png", dpi=100)
+
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    neurst.pl.gradient(dense, ax=axes[0])
+    neurst.pl.gradient(adata, GENES[-1], ax=axes[1])
+    fig.savefig(output / "gradient.png", dpi=100)
+
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    neurst.pl.history(adata, ax=axes)
+    fig.savefig(output / "history.png", dpi=100)
+
+
 def main(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()

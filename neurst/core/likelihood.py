@@ -27,8 +27,7 @@ class Likelihood(nn.Module, ABC):
 
 
 def _total(terms: Tensor, weight: Tensor | None) -> Tensor:
-    # where, not a product: a missing entry may hold NaN
-    return terms.sum() if weight is None else torch.where(weight > 0, terms * weight, 0.0).sum()
+    return terms.sum() if weight is None else (terms * weight).sum()
 
 
 def _observed(y: Tensor, weight: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -120,12 +121,13 @@ class Problem:
 
     def null(self) -> NDArray:
         """(G,) mean rate per unit of library, or mean value."""
-        total = np.asarray(self.values.sum(0), dtype=float).ravel()
-        return total / (len(self.coords) if self.size is None else self.size.sum())
+        mean = _mean(self.values)
+        return mean if self.size is None else mean * (len(self.coords) / self.size.sum())
 
     def active(self) -> NDArray:
-        """Indices of genes that hold anything to fit: counts, or values that vary."""
-        return np.flatnonzero(moments(self.values)[0 if self.size is not None else 1] > 0)
+        """Indices of genes that hold anything to fit: counts, or values that vary by more than float32 rounds."""
+        mean, sd = moments(self.values)
+        return np.flatnonzero(sd > 1e-6 * np.abs(mean) if self.size is None else mean > 0)
 
     def offset(self) -> Tensor | None:
         """(N, 1) log library sizes."""
@@ -154,16 +156,28 @@ def holds_counts(values: Matrix) -> bool:
 
 
 def moments(values: Matrix) -> tuple[NDArray, NDArray]:
-    """Mean and standard deviation of each column."""
-    mean = np.asarray(values.mean(0), dtype=float).ravel()
-    square = values.multiply(values) if sparse.issparse(values) else np.square(values, dtype=float)
-    return mean, np.sqrt(np.maximum(np.asarray(square.mean(0)).ravel() - mean**2, 0))
+    """Mean and standard deviation of each column, in float64 whatever the values are stored as."""
+    mean = _mean(values)
+    if not sparse.issparse(values):
+        return mean, np.std(values, axis=0, dtype=float)
+    # about the mean: a difference of mean squares would give a constant column a standard deviation
+    n, at = values.shape[0], values.indices
+    zeros = n - np.bincount(at, minlength=len(mean))
+    stored = np.bincount(at, (values.data - mean[at]) ** 2, minlength=len(mean))
+    return mean, np.sqrt((stored + zeros * mean**2) / n)
+
+
+def _mean(values: Matrix) -> NDArray:  # (N, G) -> (G,); scipy's own sums float32 in float32
+    if not sparse.issparse(values):
+        return values.mean(0, dtype=float)
+    return np.bincount(values.indices, values.data, minlength=values.shape[1]) / values.shape[0]
 
 
 def residual_directions(problem: Problem, rank: int, random_state: int = 0) -> NDArray:  # -> (G, r)
     r"""Leading right singular vectors of Pearson residuals :cite:p:`Lause2021`, the values never made dense.
 
-    Counts: :math:`(y_{ig} - t_i p_g) / \sqrt{t_i p_g}`; normalised data: :math:`(y_{ig} - m_g) / s_g`.
+    Counts: :math:`(y_{ig} - t_i p_g) / \sqrt{t_i p_g}`; normalised data: :math:`(y_{ig} - m_g) / s_g`. The largest entry of each is
+    positive: the solvers' own signs follow the rounding, and a fit follows the signs it starts from.
     """
     y = problem.values
     n, g = y.shape
@@ -171,7 +185,8 @@ def residual_directions(problem: Problem, rank: int, random_state: int = 0) -> N
     if min(n, g) <= rank + 1:  # too few rows or columns for an iterative solver
         dense = y.toarray() if sparse.issparse(y) else y
         residual = rows[:, None] * (dense - np.outer(left, right)) * columns
-        return np.linalg.svd(residual, full_matrices=False)[2][:rank].T
+        directions = np.linalg.svd(residual, full_matrices=False)[2][:rank].T
+        return directions * _signs(directions)
 
     def forward(v):
         v = columns * v.ravel()
@@ -184,7 +199,13 @@ def residual_directions(problem: Problem, rank: int, random_state: int = 0) -> N
     start = np.random.default_rng(random_state).standard_normal(min(n, g))
     operator = LinearOperator((n, g), matvec=forward, rmatvec=adjoint, dtype=float)
     _, s, vt = svds(operator, k=rank, v0=start, solver="arpack")
-    return vt[np.argsort(-s)].T
+    directions = vt[np.argsort(-s)].T
+    return directions * _signs(directions)
+
+
+def _signs(columns: NDArray) -> NDArray:  # (G, r) -> (r,)
+    """The sign of the largest entry of each column."""
+    return np.sign(columns[np.abs(columns).argmax(0), np.arange(columns.shape[1])])
 
 
 def _standardisation(problem: Problem) -> tuple[NDArray, NDArray, NDArray, NDArray]:
@@ -202,7 +223,9 @@ def _tensor(values: Matrix) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     csr = sparse.csr_array(values)
     parts = (csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data.astype(np.float32))
-    return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), csr.shape, check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), csr.shape, check_invariants=False)
 
 
 def batch_points(n_spots: int, n_genes: int) -> int:
@@ -344,7 +367,7 @@ def canonical(latent: NDArray, loadings: NDArray) -> tuple[NDArray, NDArray, NDA
     q, r = np.linalg.qr(loadings)  # V = Q R
     _, _, bt = np.linalg.svd((latent - centre) @ r.T, full_matrices=False)
     turned = q @ bt.T
-    sign = np.sign(turned[np.abs(turned).argmax(0), np.arange(turned.shape[1])])
+    sign = _signs(turned)
     rotation = r.T @ bt.T * sign
     return rotation, centre @ rotation, turned * sign, loadings @ centre
 

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from neurst.core import nets
@@ -27,6 +28,15 @@ from neurst.spatial.tissue import distance_to_spots, distinct
 
 SCHEMA = 1  # of uns[key]; raise it when the layout below changes
 LAYER_LIMIT = 2 * 1024**3  # bytes; a larger layer is not written
+DEFAULT_KEY = "neurtv"
+LARGEST = 1e30  # sums of larger values overflow float32
+MOST_NAMES = 12  # listed in an error
+TISSUE_MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+PLACES = (  # of results under a key
+    ("layers", "{}"), ("layers", "{}_dx"), ("layers", "{}_dy"), ("layers", "{}_dz"), ("obsm", "X_{}"), ("varm", "{}_loadings"),
+    ("var", "{}_fitted"), ("var", "{}_empty"), ("var", "{}_deviance_explained"), ("var", "{}_gradient"), ("obs", "{}_edge"),
+    ("uns", "{}"),
+)  # fmt: skip
 log = logging.getLogger("neurst")
 
 
@@ -43,17 +53,42 @@ def read_matrix(adata: AnnData, layer: str | None) -> Matrix:
         raise KeyError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = "`adata.X` is empty: pass `layer=`, the name of the layer to fit"
+        msg = f"`adata.X` is None: pass `layer=`, the name of the layer to fit; `adata.layers` holds {_names(adata.layers)}"
         raise ValueError(msg)
     if type(matrix).__module__.startswith("dask."):
         matrix = matrix.compute()
-    if sparse.issparse(matrix):
-        return sparse.csr_array(matrix)
-    return np.asarray(matrix)
+    matrix = _as_csr(matrix) if sparse.issparse(matrix) else np.asarray(matrix)
+    if matrix.dtype.kind not in "biuf":
+        msg = f"{_matrix_name(layer)} holds values of type {matrix.dtype}: expected numbers; convert them, e.g. with `.astype('float32')`"
+        raise ValueError(msg)
+    # totals of float16 would overflow
+    return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float32)
 
 
-def _names(mapping: Mapping) -> list[str]:
-    return [k for k in mapping if k is not None]
+def _as_csr(matrix: Any) -> sparse.csr_array:
+    csr = sparse.csr_array(matrix)
+    if not csr.has_canonical_format:  # an entry may be stored as several that add up
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
+
+
+def _matrix_name(layer: str | None) -> str:
+    return "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
+
+
+def _names(mapping: Mapping) -> str:
+    names = [repr(name) for name in mapping if name is not None]
+    return ", ".join(names[:MOST_NAMES] + ["..."] * (len(names) > MOST_NAMES)) or "nothing"
+
+
+def as_floats(values: ArrayLike, where: str) -> NDArray:
+    """The values in float64, if they are numbers."""
+    try:
+        return np.asarray(values).astype(float)
+    except (TypeError, ValueError) as error:
+        msg = f"{where} cannot be read as numbers ({error}): convert it first"
+        raise ValueError(msg) from error
 
 
 def read_coords(adata: AnnData, spatial_key: str) -> NDArray:
@@ -64,11 +99,10 @@ def read_coords(adata: AnnData, spatial_key: str) -> NDArray:
             f"the positions (n_obs, 2 or 3) as `adata.obsm[{spatial_key!r}]`"
         )
         raise KeyError(msg)
-    xy = np.asarray(adata.obsm[spatial_key])
+    xy = as_floats(adata.obsm[spatial_key], f"`adata.obsm[{spatial_key!r}]`")
     if xy.ndim != 2 or xy.shape[1] not in (2, 3):
-        msg = f"`adata.obsm[{spatial_key!r}]` has shape {xy.shape}: expected (n_obs, 2) or (n_obs, 3)"
+        msg = f"`adata.obsm[{spatial_key!r}]` has shape {xy.shape}: expected (n_obs, 2) or (n_obs, 3), the columns x, y and perhaps z"
         raise ValueError(msg)
-    xy = xy.astype(float)
     bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
     if len(bad):
         msg = (
@@ -80,69 +114,87 @@ def read_coords(adata: AnnData, spatial_key: str) -> NDArray:
 
 
 def in_tissue(adata: AnnData) -> NDArray:
-    """(n_obs,) mask: spots that are not marked ``in_tissue == 0``."""
+    """(n_obs,) mask: spots that are not marked ``in_tissue == 0``, be it a number, a bool, a string or a category."""
     if "in_tissue" not in adata.obs:
         return np.ones(adata.n_obs, dtype=bool)
-    return adata.obs["in_tissue"].astype(int).to_numpy() != 0
+    codes, values = pd.factorize(adata.obs["in_tissue"], use_na_sentinel=False)
+    marks = [TISSUE_MARKS.get(str(value).lower()) for value in values]
+    unknown = np.array([mark is None for mark in marks], dtype=bool)[codes]
+    if unknown.any():
+        first = int(np.argmax(unknown))
+        msg = (
+            f"`adata.obs['in_tissue']` is neither 0 nor 1 at {unknown.sum()} of {adata.n_obs} spots (first: {adata.obs_names[first]!r}, "
+            f"{values[codes[first]]!s}): set it to 0 or 1 there, or delete the column to take every spot as tissue"
+        )
+        raise ValueError(msg)
+    return np.array(marks, dtype=bool)[codes]
 
 
 def check_one_section(adata: AnnData, library_key: str | None) -> None:
     """Several sections share no coordinates: refuse them."""
     if library_key is not None:
-        if library_key not in adata.obs:
-            msg = f"`library_key={library_key!r}` is not in `adata.obs`, which holds {_names(adata.obs)}"
-            raise KeyError(msg)
-        sections = list(pd.unique(adata.obs[library_key].astype(str)))
-        where = f"`adata.obs[{library_key!r}]`"
-        example = f"adata[adata.obs[{library_key!r}] == {sections[0]!r}].copy()"
+        _check_column(adata, "library_key", library_key)
+        sections, where = adata.obs[library_key].unique().tolist(), f"`adata.obs[{library_key!r}]`"
+        column, section = repr(library_key), repr(sections[0]) if sections else ""
     else:
         images = adata.uns.get("spatial", {})
-        sections = list(images) if isinstance(images, Mapping) else []
-        where, example = (
-            '`adata.uns["spatial"]`',
-            "adata[adata.obs[...] == section].copy(), with its own entry in uns['spatial']",
-        )
+        sections, where = list(images) if isinstance(images, Mapping) else [], "`adata.uns['spatial']`"
+        column, section = "column", "section"
     if len(sections) > 1:
         msg = (
-            f"{where} names {len(sections)} sections ({', '.join(sections[:4])}), whose coordinates are not shared: split by section for "
-            f"now and fit each, e.g. `{example}`"
+            f"{where} names {len(sections)} sections ({_names(sections)}), whose coordinates are not shared: split by section and fit each "
+            f"on its own, `one = adata[adata.obs[{column}] == {section}].copy()` and `neurst.tl.neurtv_fit(one, library_key={column})`"
         )
         raise ValueError(msg)
 
 
-def check_positions(coords: NDArray, spatial_key: str) -> None:
+def check_positions(coords: NDArray, spatial_key: str, n_obs: int) -> None:
     """At least 4 spots, 3 distinct ones not on a line (not in a plane, in 3-d)."""
-    d, points = coords.shape[1], distinct(coords)
     where = f"`adata.obsm[{spatial_key!r}]`"
     if len(coords) < 4:
-        msg = f"there are {len(coords)} spots with expression in the tissue: expected at least 4; check `in_tissue` and empty spots"
-        raise ValueError(msg)
-    if len(points) == 1:
         msg = (
-            f"all {len(coords)} spots of {where} are at one point, {points[0].tolist()}: expected positions that differ"
+            f"{len(coords)} of {n_obs} spots are in the tissue and hold expression: expected at least 4; check `adata.obs['in_tissue']` "
+            "and that `layer` is the one to fit"
         )
+        raise ValueError(msg)
+    d, points = coords.shape[1], distinct(coords)
+    if len(points) == 1:
+        msg = f"all {len(coords)} spots of {where} are at one point, {points[0].tolist()}: store the positions of the spots there"
         raise ValueError(msg)
     spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
     if len(spread) < d or spread[-1] < 1e-9 * spread[0]:
+        remedy = (
+            "check its columns"
+            if d == 2
+            else "pass the 2-d positions of a flat section, its first two columns if z is constant"
+        )
         msg = (
-            f"the {len(points)} distinct positions in {where} lie on a {'line' if d == 2 else 'plane or line'}: a field in {d} "
-            f"dimensions needs spots that span them{'; for one flat section pass 2-d positions' if d == 3 else ''}"
+            f"the {len(points)} distinct positions in {where} lie on a {'line' if d == 2 else 'plane or a line'}: a field in {d} "
+            f"dimensions needs spots that span them; {remedy}"
         )
         raise ValueError(msg)
 
 
 def gene_index(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray:
     """Columns of the named genes, in the order of `adata.var_names`; all if None."""
+    check_var_names(adata)
+    if genes is None:
+        return np.arange(adata.n_vars)
+    return np.sort(adata.var_names.get_indexer(known_genes(genes, adata.var_names, "genes in `adata.var_names`")))
+
+
+def check_var_names(adata: AnnData) -> None:
+    """There are genes, each with a name of its own."""
+    if adata.n_vars == 0:
+        msg = "`adata` has 0 genes: expected at least 1; look for a filter that dropped them all"
+        raise ValueError(msg)
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
         msg = f"`adata.var_names` are not unique (first: {twice!r}): call `adata.var_names_make_unique()` first"
         raise ValueError(msg)
-    if genes is None:
-        return np.arange(adata.n_vars)
-    return np.sort(adata.var_names.get_indexer(known_genes(genes, adata.var_names)))
 
 
-def known_genes(genes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
+def known_genes(genes: Sequence[str] | str, known: Sequence[str], what: str = "genes at hand") -> list[str]:
     """The names as a list, each once, if all are known; else an error with the nearest matches."""
     genes = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
     if not genes:
@@ -152,37 +204,35 @@ def known_genes(genes: Sequence[str] | str, known: Sequence[str]) -> list[str]:
     unknown = [str(g) for g in genes if g not in have]
     if unknown:
         near = {g: _nearest(g, known) for g in unknown[:3]}
-        hints = "; ".join(f"{g!r}: nearest are {m}" if m else f"{g!r}: nothing alike" for g, m in near.items())
-        msg = f"`genes` names {len(unknown)} that are not among the {len(known)} at hand ({hints})"
+        hints = "; ".join(f"{g!r}: did you mean {m}?" if m else f"{g!r}: nothing is alike" for g, m in near.items())
+        msg = f"`genes`: {len(unknown)} of {len(genes)} names are not among the {len(known)} {what}. {hints}"
         raise KeyError(msg)
     return genes
 
 
-def _nearest(name: str, known: Sequence[str]) -> list[str]:
+def _nearest(name: str, known: Sequence[str]) -> str:
     lower = {str(k).lower(): str(k) for k in known}
-    return [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    near = [lower[name.lower()]] if name.lower() in lower else []
+    near = near or [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    return " or ".join(map(repr, near))
 
 
 def pick_likelihood(adata: AnnData, matrix: Matrix, layer: str | None, likelihood: str) -> str:
     """The data term for a matrix: looked up if ``"auto"``, checked if named."""
-    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    values = entries(matrix)
-    if not np.all(np.isfinite(values)):
-        msg = f"{where} holds {int((~np.isfinite(values)).sum())} NaN or infinite values: replace or drop them before fitting"
-        raise ValueError(msg)
+    where, values = _matrix_name(layer), entries(matrix)
+    _check_values(values, where)
     counts = holds_counts(matrix)
     if likelihood == "auto":
         if counts:
             return "poisson"
-        if layer is None:
-            for name in _names(adata.layers):
-                if name == "counts" or "count" in name.lower():
-                    log.info(
-                        "X holds normalised values, but layer %r looks like counts: pass layer=%r for a count likelihood",
-                        name,
-                        name,
-                    )
         log.info("%s is not counts: fitting normalised values with a Gaussian likelihood", where)
+        raw = [name for name in adata.layers if name is not None and "count" in name.lower()] if layer is None else []
+        if raw:
+            log.warning(
+                "`adata.X` is normalised, but there is a layer %r: pass layer=%r to fit counts, or likelihood='gaussian' to fit X",
+                raw[0],
+                raw[0],
+            )
         return "gaussian"
     if likelihood != "gaussian":
         negative = int((values < 0).sum())
@@ -202,36 +252,73 @@ def pick_likelihood(adata: AnnData, matrix: Matrix, layer: str | None, likelihoo
     return likelihood
 
 
+def _check_values(values: NDArray, where: str) -> None:
+    low, high = values.min(initial=0), values.max(initial=0)  # NaN if any value is
+    if -LARGEST < low and high < LARGEST:
+        return
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        msg = f"{where} holds {bad} NaN or infinite values: replace or drop them before fitting"
+    else:
+        msg = f"{where} holds values from {low:.3g} to {high:.3g}: expected less than {LARGEST:g}; look for overflow or a fill value"
+    raise ValueError(msg)
+
+
 def read_size(adata: AnnData, matrix: Matrix, size_factors: str | Sequence[float] | None) -> NDArray:
     """(n_obs,) library sizes: the total over all genes of the matrix, or what the user gives."""
     if size_factors is None:
         return library_size(matrix)
+    where = "`size_factors`"
     if isinstance(size_factors, str):
-        if size_factors not in adata.obs:
-            msg = f"`size_factors={size_factors!r}` is not in `adata.obs`, which holds {_names(adata.obs)}"
-            raise KeyError(msg)
-        size_factors = adata.obs[size_factors].to_numpy()
-    size = np.asarray(size_factors, dtype=float).ravel()
-    if len(size) != adata.n_obs or not np.all(np.isfinite(size)) or np.any(size < 0):
-        msg = f"`size_factors` has {len(size)} values: expected {adata.n_obs} finite numbers >= 0, one for each spot"
+        _check_column(adata, "size_factors", size_factors)
+        size_factors, where = adata.obs[size_factors], f"`size_factors`, `adata.obs[{size_factors!r}]`,"
+    if isinstance(size_factors, pd.Series) and not size_factors.index.equals(adata.obs_names):
+        msg = "`size_factors` is a Series whose index is not `adata.obs_names`: align it, or pass it `.to_numpy()` in the order of the spots"
+        raise ValueError(msg)
+    size = as_floats(size_factors, where).squeeze()  # row sums of a sparse matrix are (n_obs, 1)
+    if size.shape != (adata.n_obs,):
+        msg = f"{where} has shape {size.shape}: expected ({adata.n_obs},), one library size for each spot"
+        raise ValueError(msg)
+    bad = np.flatnonzero(~((size >= 0) & np.isfinite(size)))
+    if len(bad):
+        msg = (
+            f"{where} is negative or not finite at {len(bad)} of {len(size)} spots (first: {adata.obs_names[bad[0]]!r}, {size[bad[0]]}): "
+            "expected library sizes; 0 leaves a spot out of the fit"
+        )
         raise ValueError(msg)
     return size
 
 
+def _check_column(adata: AnnData, argument: str, column: str) -> None:
+    if column not in adata.obs:
+        msg = (
+            f"`{argument}={column!r}` is not in `adata.obs`, which holds {_names(adata.obs)}: pass one of these columns"
+        )
+        raise KeyError(msg)
+
+
 def check_key(adata: AnnData, key: str) -> None:
     """`key` can be stored, and what is stored under it is ours to replace."""
-    if not key or "/" in key:
-        msg = f"`key_added={key!r}`: expected a name without '/', which files cannot store"
+    if not (isinstance(key, str) and key and "/" not in key):
+        msg = f"`key_added={key!r}`: expected a name, at least one letter and no '/', which files cannot store"
         raise ValueError(msg)
-    ours = isinstance(adata.uns.get(key), Mapping) and "neurst_schema" in adata.uns[key]
-    taken = [f"uns[{key!r}]"] if key in adata.uns and not ours else []
-    if not ours and key in adata.layers:
-        taken.append(f"layers[{key!r}]")
-    if not ours and f"X_{key}" in adata.obsm:
-        taken.append(f"obsm['X_{key}']")
+    taken = [] if _is_ours(adata.uns.get(key)) else _present(adata, key)
     if taken:
-        msg = f"`key_added={key!r}`: {' and '.join(taken)} already holds something else; pass another `key_added`"
+        places = ", ".join(f"`adata.{part}[{name!r}]`" for part, name in taken)
+        msg = (
+            f"`key_added={key!r}` would overwrite {places}, which is not from a fit in `adata.uns[{key!r}]`: pass another `key_added`, or "
+            "delete it first"
+        )
         raise ValueError(msg)
+
+
+def _is_ours(slot: Any) -> bool:
+    return isinstance(slot, Mapping) and "neurst_schema" in slot
+
+
+def _present(adata: AnnData, key: str) -> list[tuple[str, str]]:
+    """Which places of results under `key` are taken."""
+    return [(part, name) for part, form in PLACES if (name := form.format(key)) in getattr(adata, part)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,9 +351,12 @@ def read(
     matrix = read_matrix(adata, layer)
     tissue = in_tissue(adata)
     likelihood = pick_likelihood(adata, matrix[tissue], layer, likelihood)
+    if likelihood == "gaussian" and size_factors is not None:
+        msg = "`size_factors` has no meaning for normalised values, to which a Gaussian likelihood is fitted: it is ignored"
+        warnings.warn(msg, UserWarning, stacklevel=3)
     size = None if likelihood == "gaussian" else read_size(adata, matrix, size_factors)
     fitted = tissue if size is None else tissue & (size > 0)
-    check_positions(coords[fitted], spatial_key)
+    check_positions(coords[fitted], spatial_key, adata.n_obs)
     empty = int(tissue.sum() - fitted.sum())
     if empty:
         log.info(
@@ -342,60 +432,97 @@ def stored(adata: AnnData, key: str) -> Stored:
         If what is there is not ours, incomplete, or of a newer version.
     """
     if key not in adata.uns:
-        msg = f"`key={key!r}` is not in `adata.uns`, which holds {_names(adata.uns)}: call `neurst.tl.neurtv_fit(adata, key_added={key!r})` first"
+        msg = f"`key={key!r}` is not in `adata.uns`, which holds {_names(adata.uns)}: call `{_refit(key)}` first"
         raise KeyError(msg)
-    slot = adata.uns[key]
-    if not (isinstance(slot, Mapping) and "neurst_schema" in slot):
-        msg = f"`adata.uns[{key!r}]` was not written by neurst: pass the `key_added` of a fit"
+    slot, where, refit = adata.uns[key], f"`adata.uns[{key!r}]`", f"refit with `{_refit(key)}`"
+    if not _is_ours(slot):
+        msg = f"{where} was not written by neurst: pass the `key_added` of a fit"
         raise ValueError(msg)
-    if int(slot["neurst_schema"]) > SCHEMA:
-        written = slot.get("versions", {}).get("neurst", "unknown")
+    schema, part = slot["neurst_schema"], slot.get("field")
+    if not isinstance(schema, Integral):
+        msg = f"{where} is damaged (neurst_schema is {schema!r}): {refit}"
+        raise ValueError(msg)
+    if schema > SCHEMA:
         msg = (
-            f"`adata.uns[{key!r}]` has schema {int(slot['neurst_schema'])}, written by neurst {written}; this neurst reads up to {SCHEMA}: "
-            "upgrade it (`pip install -U neurst`), or refit with neurtv_fit"
+            f"{where} has schema {schema}, written by a newer neurst ({_written_by(slot)}); this one, {versions()['neurst']}, reads up "
+            f"to {SCHEMA}: upgrade it (`pip install -U neurst`), or {refit}"
         )
         raise ValueError(msg)
-    part = slot.get("field", {})
-    missing = [name for name in FIELD_PARTS if name not in part]
+    missing = [name for name in FIELD_PARTS if name not in part] if isinstance(part, Mapping) else ["everything"]
     if missing:
-        msg = f"`adata.uns[{key!r}]['field']` is incomplete, it lacks {missing}: refit with `neurst.tl.neurtv_fit`"
+        msg = f"{where} is incomplete, its 'field' lacks {', '.join(missing)}: {refit}"
         raise ValueError(msg)
     try:
         return _unpack(part)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        msg = f"`adata.uns[{key!r}]['field']` is damaged ({str(error).splitlines()[0]}): refit with `neurst.tl.neurtv_fit`"
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        msg = f"{where} is damaged ({reason}): {refit}"
         raise ValueError(msg) from error
 
 
+def _refit(key: str) -> str:
+    option = "" if key == DEFAULT_KEY else f", key_added={key!r}"
+    return f"neurst.tl.neurtv_fit(adata{option})"
+
+
+def _written_by(slot: Mapping[str, Any]) -> str:
+    found = slot.get("versions")
+    return str(found.get("neurst", "unknown")) if isinstance(found, Mapping) else "unknown"
+
+
 def _unpack(part: Mapping[str, Any]) -> Stored:
-    box = Box(torch.from_numpy(np.asarray(part["box_center"], dtype=float)), float(part["box_scale"]))
-    net = nets.from_dict(part["network"]).build(len(box.center), int(part["n_outputs"])).double()
-    weights = {
-        name.replace("-", "."): torch.from_numpy(np.asarray(w, dtype=float)) for name, w in part["weights"].items()
-    }
-    net.load_state_dict(weights)
-    arrays = [np.asarray(part[name], dtype=float) for name in ("rotation", "shift", "loadings", "intercept")]
     genes = np.array([str(g) for g in part["genes"]])
-    if not len(genes) == len(arrays[2]) == len(arrays[3]):
-        msg = f"{len(genes)} genes, {len(arrays[2])} loadings, {len(arrays[3])} intercepts"
-        raise ValueError(msg)
+    d, r = np.size(part["box_center"]), np.size(part["shift"])
+    center, scale = _array(part, "box_center", d), _positive(part, "box_scale")
+    net = nets.from_dict(part["network"]).build(d, int(part["n_outputs"])).double()
+    shapes = {name: w.shape for name, w in net.state_dict().items()}
+    weights = {name.replace("-", "."): w for name, w in part["weights"].items()}
+    net.load_state_dict({name: torch.from_numpy(_array(weights, name, *shapes.get(name, ()))) for name in weights})
     field = ExpressionField(
-        genes, box, net.requires_grad_(False).eval(), *arrays, bool(part["log_link"]), float(part["target_sum"])
+        genes,
+        Box(torch.from_numpy(center), scale),
+        net.requires_grad_(False).eval(),
+        rotation=_array(part, "rotation", r, r),
+        shift=_array(part, "shift", r),
+        loadings=_array(part, "loadings", len(genes), r),
+        intercept=_array(part, "intercept", len(genes), least=-np.inf),
+        log_link=bool(int(part["log_link"])),
+        target_sum=_positive(part, "target_sum"),
     )
-    spots = np.asarray(part["spots"], dtype=float)
+    spots = _array(part, "spots", max(4, len(part["spots"])), d)
     return Stored(field, spots, str(part["spot_names_sha256"]), str(part["spatial_key"]))
+
+
+def _array(part: Mapping[str, Any], name: str, *shape: int, least: float = -np.finfo(float).max) -> NDArray:
+    """A stored array, of that shape and finite: from `least` to the largest number."""
+    value = np.asarray(part[name], dtype=float)
+    if value.shape != shape:
+        msg = f"{name} has shape {value.shape}, expected {shape}"
+        raise ValueError(msg)
+    if not np.all((value >= least) & (value < np.inf)):
+        msg = f"{name} is not finite"
+        raise ValueError(msg)
+    return value
+
+
+def _positive(part: Mapping[str, Any], name: str) -> float:
+    value = float(part[name])
+    if not 0 < value < np.inf:
+        msg = f"{name} is {value}, expected a positive number"
+        raise ValueError(msg)
+    return value
 
 
 def check_same_spots(adata: AnnData, kept: Stored, key: str) -> None:
     """The stored field was fitted to the spots that `adata` holds now."""
     coords = read_coords(adata, kept.spatial_key)
     if _digest(adata.obs_names) != kept.spot_names_sha256:
-        what = f"other spots (their names differ from the {adata.n_obs} of `adata`)"
+        what = f"other spots than the {adata.n_obs} of `adata` now: their names or their order differ"
     elif not _contains(coords, kept.spots):
         what = f"other coordinates than `adata.obsm[{kept.spatial_key!r}]` holds now"
     else:
         return
-    msg = f"the field in `adata.uns[{key!r}]` was fitted to {what}: refit with `neurst.tl.neurtv_fit(adata, key_added={key!r})`"
+    msg = f"the field in `adata.uns[{key!r}]` was fitted to {what}. Refit with `{_refit(key)}`"
     raise ValueError(msg)
 
 
@@ -479,14 +606,21 @@ def write_fit(
         "field": pack(field, network, reading.problem.coords, adata.obs_names, spatial_key),
     }
     no_signal = np.isneginf(field.intercept) if field.log_link else ~field.loadings.any(axis=1)
+    loadings = _spread(field.loadings.astype(np.float32), reading.genes, n, np.nan)
+    columns = {
+        f"{key}_fitted": _spread(np.ones(len(reading.genes), dtype=bool), reading.genes, n, False),
+        f"{key}_empty": _spread(no_signal, reading.genes, n, False),
+        f"{key}_deviance_explained": _spread(fitted.gene_scores, reading.genes, n, np.nan),
+    }
     make_actual(adata)
+    for part, name in _present(adata, key):  # a gradient of an older fit must not outlive it
+        del getattr(adata, part)[name]
     if layer is not None:
         adata.layers[key] = layer
     adata.obsm[f"X_{key}"] = latent
-    adata.varm[f"{key}_loadings"] = _spread(field.loadings.astype(np.float32), reading.genes, n, np.nan)
-    adata.var[f"{key}_fitted"] = _spread(np.ones(len(reading.genes), dtype=bool), reading.genes, n, False)
-    adata.var[f"{key}_empty"] = _spread(no_signal, reading.genes, n, False)
-    adata.var[f"{key}_deviance_explained"] = _spread(fitted.gene_scores, reading.genes, n, np.nan)
+    adata.varm[f"{key}_loadings"] = loadings
+    for name, column in columns.items():
+        adata.var[name] = column
     adata.uns[key] = slot
 
 
@@ -519,7 +653,7 @@ def new_adata(
         {"distance_to_spot": distance, "in_support": distance <= radius * (1 + 1e-9)},
         index=pd.Index([f"{key}_{i}" for i in range(len(coords))]),
     )
-    known = pd.Index(genes).isin(adata.var_names).all()
+    known = adata.var_names.is_unique and pd.Index(genes).isin(adata.var_names).all()
     var = adata.var.loc[list(genes)].copy() if known else pd.DataFrame(index=pd.Index(genes))
     out = AnnData(values, obs=obs, var=var)
     out.obsm["spatial"] = coords
@@ -578,7 +712,16 @@ def read_measured(
     if not kept.field.log_link:
         return values
     size = read_size(adata, read_matrix(adata, layer), size_factors)
-    return values * (kept.field.target_sum / np.where(size > 0, size, np.nan))[:, None]
+    size = np.where(size > 0, size, np.nan)
+    median, target = np.median(size[size > 0]) if (size > 0).any() else np.nan, kept.field.target_sum
+    if max(median / target, target / median) > 2:
+        warnings.warn(
+            f"the median library size of the spots is {median:.4g}, that of the fit was {target:.4g}: pass all genes, and the "
+            "`size_factors` of the fit if it was given any",
+            UserWarning,
+            stacklevel=4,
+        )
+    return values * (target / size)[:, None]
 
 
 def read_source(adata: AnnData, key: str) -> tuple[str | None, str]:

@@ -6,21 +6,24 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
+import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from neurst.core import nets
-from neurst.core.fit import FitConfig
+from neurst.core.fit import FitConfig, resolve_device
 from neurst.core.nets import Network, as_network
 from neurst.core.penalty import PENALTIES, as_penalty
 from neurst.spatial import slots
 from neurst.spatial.fitting import LIKELIHOODS, LamPath, Model, fit_expression, planned_steps
-from neurst.spatial.tissue import geometry, query_lattice
+from neurst.spatial.tissue import CHOICES, geometry, query_lattice
 
+LATTICES = tuple(dict.fromkeys(CHOICES[2] + CHOICES[3]))
 log = logging.getLogger("neurst")
 
 
@@ -44,7 +47,7 @@ def neurtv_fit(
     library_key: str | None = None,
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
-    penalty: str = "isotropic",
+    penalty: str = "space_variant",
     lam: float | Literal["auto"] = "auto",
     rank: int = 20,
     network: str | Network = "siren",
@@ -134,8 +137,11 @@ def neurtv_fit(
     True
     """
     slots.check_key(adata, key_added)
+    _check_options(likelihood, penalty, lam)
+    _check_whole(1, rank=rank, steps=steps)
+    _check_whole(0, random_state=random_state)
+    _check_device(device)
     spec, regulariser = as_network(network), as_penalty(penalty)
-    _check_options(likelihood, penalty, lam, rank)
     reading = slots.read(
         adata,
         genes=genes,
@@ -162,7 +168,7 @@ def neurtv_fit(
         "network": nets.to_dict(spec),
         "steps": steps,
         "random_state": random_state,
-        "device": device,
+        "device": str(device),
         "n_spots": int(reading.spots.sum()),
         "n_genes": len(reading.genes),
     }
@@ -171,24 +177,49 @@ def neurtv_fit(
     )
 
 
-def _check_options(likelihood: str, penalty: str, lam: float | str, rank: int) -> None:
+def _check_options(likelihood: str, penalty: str, lam: float | str) -> None:
     if likelihood not in ("auto", *LIKELIHOODS):
         msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
         raise ValueError(msg)
-    if penalty == "mixed":
-        names = sorted(set(PENALTIES) - {"mixed"})
-        msg = f"`penalty='mixed'` is for cubes with a spectral axis, which positions do not have: choose one of {names}"
+    names = sorted(set(PENALTIES) - {"mixed"})
+    if isinstance(penalty, str) and penalty not in names:
+        why = "is for cubes with a spectral axis, which positions lack" if penalty == "mixed" else "is unknown"
+        msg = f"`penalty={penalty!r}` {why}: choose one of {names}"
         raise ValueError(msg)
-    if lam != "auto" and not (isinstance(lam, (int, float)) and np.isfinite(lam) and lam >= 0):
+    automatic = isinstance(lam, str) and lam == "auto"
+    if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
         msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (300 to 1000 suits most tissue)"
         raise ValueError(msg)
-    if not (isinstance(rank, (int, np.integer)) and rank >= 1):
-        msg = f"`rank={rank!r}`: expected a whole number >= 1"
-        raise ValueError(msg)
+
+
+def _check_whole(least: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if not (isinstance(value, Integral) and value >= least):
+            msg = f"`{name}={value!r}`: expected a whole number >= {least}"
+            raise ValueError(msg)
+
+
+def _check_positive(**arguments: float) -> None:
+    for name, value in arguments.items():
+        if not (isinstance(value, Real) and 0 < value < np.inf):
+            msg = f"`{name}={value!r}`: expected a positive, finite number"
+            raise ValueError(msg)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that a tensor cannot be put on and read back from."""
+    try:
+        torch.zeros(1, device=resolve_device(device)).item()
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        usable += ["mps"] if torch.backends.mps.is_available() else []
+        msg = f"`device={device!r}` cannot be used on this machine: choose one of {usable}"
+        raise ValueError(msg) from error
 
 
 def _genes(kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
-    return list(kept.field.genes) if genes is None else slots.known_genes(genes, list(kept.field.genes))
+    fitted = list(kept.field.genes)
+    return fitted if genes is None else slots.known_genes(genes, fitted, "genes of the field")
 
 
 def neurtv_superres(
@@ -204,8 +235,8 @@ def neurtv_superres(
 ) -> AnnData:
     """Expression on a dense lattice inside the tissue, as a new AnnData.
 
-    Reads the field stored under ``uns[key]``; if there is none, :func:`neurtv_fit` is called with its defaults first, so `adata` then
-    also holds the fit.
+    Reads the field stored under ``uns[key]``. If `key` is left at its default and there is no such field, :func:`neurtv_fit` is
+    called with its defaults first, so `adata` then also holds the fit.
 
     Parameters
     ----------
@@ -236,8 +267,9 @@ def neurtv_superres(
 
     Raises
     ------
-    ValueError
-        If `factor` and `spacing` are both given or not positive, or the stored field was fitted to other spots.
+    KeyError, ValueError
+        If there is no field under a `key` of your own, `factor` and `spacing` are both given or not positive, or the stored
+        field was fitted to other spots.
 
     Examples
     --------
@@ -251,11 +283,13 @@ def neurtv_superres(
     if spacing is not None and factor != 2:
         msg = f"`factor={factor!r}` and `spacing={spacing!r}` were both given: pass one of them"
         raise ValueError(msg)
-    for name, value in {"factor": factor, "spacing": spacing, "support_radius": support_radius}.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
-            msg = f"`{name}={value!r}`: expected a positive number"
-            raise ValueError(msg)
-    if key not in adata.uns:
+    given = {"spacing": spacing, "support_radius": support_radius}
+    _check_positive(factor=factor, **{name: value for name, value in given.items() if value is not None})
+    if lattice not in LATTICES:
+        msg = f"`lattice={lattice!r}` is unknown: choose one of {list(LATTICES)}"
+        raise ValueError(msg)
+    if key == slots.DEFAULT_KEY and key not in adata.uns:
+        slots.gene_index(adata, genes)  # before a fit that takes its time
         neurtv_fit(adata, key_added=key, progress=progress)
     kept = slots.stored(adata, key)
     slots.check_same_spots(adata, kept, key)
@@ -310,7 +344,7 @@ def neurtv_query(
     Warns
     -----
     UserWarning
-        If most points are far outside the fitted range: other units?
+        If most points are far outside the fitted range, or none has a value: other units?
 
     Examples
     --------
@@ -321,8 +355,10 @@ def neurtv_query(
     (5, 20)
     """
     if outside not in ("nan", "extrapolate", "raise"):
-        msg = f"`outside={outside!r}`: choose 'nan', 'extrapolate' or 'raise'"
+        msg = f"`outside={outside!r}` is unknown: choose 'nan', 'extrapolate' or 'raise'"
         raise ValueError(msg)
+    if support_radius is not None:
+        _check_positive(support_radius=support_radius)
     kept = slots.stored(adata, key)
     names = _genes(kept, genes)
     coords = _check_coords(coords, kept.spots)
@@ -337,31 +373,36 @@ def neurtv_query(
             f"{coords[first].tolist()}): drop them, or pass outside='nan' or 'extrapolate'"
         )
         raise ValueError(msg)
+    if _is_elsewhere(coords, kept.spots) or (outside == "nan" and beyond.all()):
+        warnings.warn(
+            f"{int(beyond.sum())} of {len(coords)} points are outside the tissue: `coords` range from {_range(coords)}, but the field was "
+            f"fitted from {_range(kept.spots)}; are the units the same?",
+            UserWarning,
+            stacklevel=2,
+        )
     if outside == "nan":
         out.X[beyond] = np.nan
     return out
 
 
 def _check_coords(coords: ArrayLike, spots: NDArray) -> NDArray:
-    coords = np.asarray(coords, dtype=float)
+    coords = slots.as_floats(coords, "`coords`")
     d = spots.shape[1]
     if coords.ndim != 2 or coords.shape[1] != d or len(coords) == 0:
         msg = f"`coords` has shape {coords.shape}: expected (N, {d}) with N >= 1, one row for each point"
         raise ValueError(msg)
     bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
     if len(bad):
-        msg = f"`coords` is not finite in {len(bad)} of {len(coords)} rows (first: row {bad[0]}): drop them"
+        msg = f"`coords` is not finite in {len(bad)} of {len(coords)} rows (first: row {bad[0]}, {coords[bad[0]].tolist()}): drop them"
         raise ValueError(msg)
+    return coords
+
+
+def _is_elsewhere(coords: NDArray, spots: NDArray) -> bool:
+    """Whether most points are farther from the bounding box of the spots than half its longest side."""
     low, high = spots.min(0), spots.max(0)
     reach = (high - low).max() / 2
-    far = ((coords < low - reach) | (coords > high + reach)).any(axis=1)
-    if far.mean() > 0.5:
-        warnings.warn(
-            f"`coords` range from {_range(coords)}, but the field was fitted from {_range(spots)}: are the units the same?",
-            UserWarning,
-            stacklevel=3,
-        )
-    return coords
+    return ((coords < low - reach) | (coords > high + reach)).any(axis=1).mean() > 0.5
 
 
 def _range(x: NDArray) -> str:
@@ -418,6 +459,11 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
 
 def _genes_of(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
     """Fitted genes that `adata` still has."""
+    slots.check_var_names(adata)
     if genes is not None:
-        return slots.known_genes(_genes(kept, genes), list(adata.var_names))
-    return [g for g in kept.field.genes if g in adata.var_names]
+        return slots.known_genes(_genes(kept, genes), list(adata.var_names), "genes in `adata.var_names`")
+    left = [g for g in kept.field.genes if g in adata.var_names]
+    if not left:
+        msg = f"none of the {len(kept.field.genes)} genes of the field is in `adata.var_names`: give them back their names, or refit"
+        raise ValueError(msg)
+    return left

@@ -45,11 +45,22 @@ def config(**numbers):
     return FitConfig(**({"steps": 30, "learning_rate": 1e-2, "n_regularisation": 64, "device": "cpu"} | numbers))
 
 
-def fit(values=NOISY, *, coords=COORDS, network=SMALL["siren"], likelihood=Gaussian(NOISE), penalty=IsotropicTV(), lam=30.0, **rest):
+def fit(
+    values=NOISY,
+    *,
+    coords=COORDS,
+    network=SMALL["siren"],
+    likelihood=Gaussian(NOISE),
+    penalty=IsotropicTV(),
+    lam=30.0,
+    **rest,
+):
     parts = {name: rest.pop(name) for name in ("weight", "offset") if name in rest}
     options = {name: rest.pop(name) for name in ("head", "n_latent", "box", "start", "on_step") if name in rest}
     samples = Samples(coords, values, **parts)
-    return fit_field(samples, network=network, likelihood=likelihood, penalty=penalty, lam=lam, config=config(**rest), **options)
+    return fit_field(
+        samples, network=network, likelihood=likelihood, penalty=penalty, lam=lam, config=config(**rest), **options
+    )
 
 
 def same(a, b):
@@ -81,6 +92,13 @@ def test_the_recorded_objective_is_likelihood_plus_lam_times_penalty_and_falls()
     assert found.history["objective"][-1] < 0.5 * found.history["objective"][0]
 
 
+def test_the_prior_of_the_head_is_part_of_the_objective():
+    weight = normal(3, 2)
+    history = fit(head=Loadings(weight, torch.zeros(3)), n_latent=2, lam=12.0, steps=1).history
+    rest = history["likelihood"][0] + 12.0 * history["penalty"][0]
+    assert history["objective"][0] - rest == pytest.approx(weight.square().sum().item() / 2, rel=1e-4)
+
+
 def test_a_seed_settles_a_fit_and_the_global_generator_is_not_touched():
     state = torch.get_rng_state()
     first, again, other = (fit(random_state=seed, batch_points=60, batch_channels=2) for seed in (0, 0, 1))
@@ -90,7 +108,9 @@ def test_a_seed_settles_a_fit_and_the_global_generator_is_not_touched():
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("batches", [{"batch_points": 60}, {"batch_channels": 2}, {"batch_points": 60, "batch_channels": 1}], ids=str)
+@pytest.mark.parametrize(
+    "batches", [{"batch_points": 60}, {"batch_channels": 2}, {"batch_points": 60, "batch_channels": 1}], ids=str
+)
 def test_minibatches_reach_about_the_objective_of_the_full_batch(batches):
     full, start = objective(fit(steps=200)), objective(fit(steps=1, learning_rate=1e-9))
     assert abs(objective(fit(steps=200, **batches)) - full) < 0.05 * (start - full)
@@ -98,9 +118,13 @@ def test_minibatches_reach_about_the_objective_of_the_full_batch(batches):
 
 @pytest.mark.parametrize("batches", [{"batch_points": 60}, {"batch_channels": 2}], ids=str)
 def test_the_likelihood_of_a_minibatch_is_scaled_to_the_whole(batches):
-    likelihood = lambda **rest: fit(steps=1, record_every=1, likelihood=Poisson(), values=COUNTS, **rest).history["likelihood"][0]
+    likelihood = lambda **rest: fit(steps=1, record_every=1, likelihood=Poisson(), values=COUNTS, **rest).history[
+        "likelihood"
+    ][0]
     full = likelihood()
-    drawn = torch.tensor([likelihood(random_state=seed, **batches) / likelihood(random_state=seed) for seed in range(12)])
+    drawn = torch.tensor(
+        [likelihood(random_state=seed, **batches) / likelihood(random_state=seed) for seed in range(12)]
+    )
     assert drawn.mean() == pytest.approx(1.0, abs=0.1)
     assert drawn.std() > 0
     assert full == likelihood(batch_points=N, batch_channels=3)
@@ -255,7 +279,11 @@ def test_loadings_spread_few_latent_channels_over_many(gain, batches):
 
 def test_the_best_scale_of_a_component_makes_its_cost_concave():
     v, lam, tv = normal(5), 3.0, 1.7
-    best = minimize_scalar(lambda c: Loadings(c * v[:, None], v).prior().item() + lam * tv / c, bounds=(1e-2, 1e2), options={"xatol": 1e-10})
+    best = minimize_scalar(
+        lambda c: Loadings(c * v[:, None], v).prior().item() + lam * tv / c,
+        bounds=(1e-2, 1e2),
+        options={"xatol": 1e-10},
+    )
     assert best.fun == pytest.approx(1.5 * (lam * float(v.norm()) * tv) ** (2 / 3), rel=1e-8)
 
 
@@ -308,7 +336,9 @@ def test_a_config_names_the_number_it_refuses(numbers, message):
 
 
 def test_an_objective_that_is_not_finite_stops_the_fit():
-    with pytest.raises(ValueError, match=r"the objective is nan at step 0: lower `learning_rate` \(0.01\), or look for extreme"):
+    with pytest.raises(
+        ValueError, match=r"the objective is nan at step 0: lower `learning_rate` \(0.01\), or look for extreme"
+    ):
         fit(torch.full((N, 1), torch.nan))
 
 

@@ -68,7 +68,11 @@ def test_differences_between_two_noise_levels_are_those_of_log_densities(cls, va
 def test_the_root_form_is_the_minimum_over_the_noise_level():
     r = (Y - ETA).square()
     for weight, n, square in [(None, N * C, r.sum()), (WEIGHT, WEIGHT.sum(), (WEIGHT * r).sum())]:
-        best = minimize_scalar(lambda s, n=n, square=square: float(square / (2 * s) + n * s / 2), bounds=(1e-3, 1e2), options={"xatol": 1e-9})
+        best = minimize_scalar(
+            lambda s, n=n, square=square: float(square / (2 * s) + n * s / 2),
+            bounds=(1e-3, 1e2),
+            options={"xatol": 1e-9},
+        )
         np.testing.assert_allclose(RootGaussian()(ETA, Y, weight).item(), best.fun, rtol=1e-9)
 
 
@@ -189,7 +193,9 @@ def test_a_noise_level_is_learned_only_if_asked():
         return value
 
     optimiser.step(closure)
-    torch.testing.assert_close(likelihood.log_scale.exp().item(), (Y - ETA).square().mean().sqrt().item(), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(
+        likelihood.log_scale.exp().item(), (Y - ETA).square().mean().sqrt().item(), rtol=1e-4, atol=0.0
+    )
 
 
 def test_large_predictors_of_a_negative_binomial_stay_finite():
@@ -210,4 +216,6 @@ def test_float32_agrees_with_float64():
     for name in LIKELIHOODS:
         single = LIKELIHOODS[name]()(eta, y, weight)
         assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), make(name)(eta.double(), y.double(), weight.double()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            single.double(), make(name)(eta.double(), y.double(), weight.double()), rtol=1e-4, atol=1e-4
+        )

@@ -69,6 +69,7 @@ def test_a_saved_state_brings_the_network_back(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_specification_comes_back_from_plain_values(name):
     stored = json.loads(json.dumps(to_dict(SPECS[name])))
+    assert stored == to_dict(SPECS[name])  # no tuples: a file gives back lists
     assert stored["name"] == name
     assert from_dict(stored) == SPECS[name]
 
@@ -80,7 +81,9 @@ def test_a_name_is_the_default_specification_and_a_specification_is_itself(name)
 
 
 def test_an_unknown_network_is_told_the_known_ones():
-    with pytest.raises(ValueError, match=r"`network='mlp'` is unknown: choose one of \['fourier', 'lowrank', 'siren', 'spline'\]"):
+    with pytest.raises(
+        ValueError, match=r"`network='mlp'` is unknown: choose one of \['fourier', 'lowrank', 'siren', 'spline'\]"
+    ):
         as_network("mlp")
 
 
@@ -164,3 +167,11 @@ def test_omega_is_the_frequency_of_the_first_layer():
     x = uniform(5, 2)
     slow, fast = (build(Siren(width=6, depth=1, omega=omega)) for omega in (1.0, 4.0))
     torch.testing.assert_close(fast[0](x), torch.sin(4.0 * slow[0].linear(x)))
+
+
+def test_fourier_features_are_sines_and_cosines_of_random_phases():
+    spec, x = Fourier(n_features=500, scale=2.0), uniform(5, 2)
+    features = build(spec)[0]
+    phase = x @ features.frequencies.T
+    torch.testing.assert_close(features(x), torch.cat([phase.sin(), phase.cos()], 1))
+    assert 1.9 < features.frequencies.std() < 2.1

@@ -77,7 +77,9 @@ def planes(x):
 
 def planes_with(w):
     """f = A x + b and a second field w (C, 3), constant."""
-    return lambda x: F.linear(x, torch.cat([SLOPE, torch.zeros(3 * C, 3).double()]), torch.cat([normal(C), w.flatten()]))
+    return lambda x: F.linear(
+        x, torch.cat([SLOPE, torch.zeros(3 * C, 3).double()]), torch.cat([normal(C), w.flatten()])
+    )
 
 
 ON_PLANES = {
@@ -86,7 +88,11 @@ ON_PLANES = {
     "vectorial": (VectorialTV(), planes, SLOPE.norm()),
     "directional": (DirectionalTV(ROTATION[:2]), planes, (SLOPE @ ROTATION[:2].T).abs().sum()),
     "weighted": (WeightedTV(WEIGHT), planes, WEIGHT.mean() * SLOPE.norm(dim=1).sum()),
-    "directional, weighted": (DirectionalTV(ROTATION, WEIGHT), planes, WEIGHT.mean() * (SLOPE @ ROTATION.T).abs().sum()),
+    "directional, weighted": (
+        DirectionalTV(ROTATION, WEIGHT),
+        planes,
+        WEIGHT.mean() * (SLOPE @ ROTATION.T).abs().sum(),
+    ),
     "second_order": (HigherOrderTV(), planes, 0.0),
     "hessian": (HessianTV(), planes, 0.0),
     "mixed": (MixedTV(), planes, 0.1 * SLOPE[:, :2].abs().sum()),
@@ -139,12 +145,18 @@ def test_a_quadratic_costs_the_norm_of_its_hessian(d):
 
 def test_a_rotation_as_second_field_bends_nothing():
     # sym_grad of w = M x is the symmetric part of M
-    x, spin, stretch = uniform(N, 2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double(), torch.tensor([[1.0, 2.0], [2.0, -1.0]]).double()
+    x, spin, stretch = (
+        uniform(N, 2),
+        torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double(),
+        torch.tensor([[1.0, 2.0], [2.0, -1.0]]).double(),
+    )
     flat = lambda u: u[..., :1] * 0.0
     for matrix in (spin, stretch, spin + stretch):
         slope = F.linear(x, matrix).norm(dim=1).mean()
         bend = torch.linalg.matrix_norm((matrix + matrix.T) / 2)
-        torch.testing.assert_close(score(TGV(a1=1.5, a0=0.4), with_second_field(flat, matrix), x), 1.5 * slope + 0.4 * bend)
+        torch.testing.assert_close(
+            score(TGV(a1=1.5, a0=0.4), with_second_field(flat, matrix), x), 1.5 * slope + 0.4 * bend
+        )
 
 
 MONOMIALS = {
@@ -231,7 +243,9 @@ def slanted_edge(x):
     return torch.cat([step + ramp, ramp - step * 2.0], -1)
 
 
-@pytest.mark.parametrize("anchors", [uniform(1500, 2, seed=8), uniform(1500, 2, seed=9) * torch.tensor([1.0, 0.4])], ids=["even", "uneven"])
+@pytest.mark.parametrize(
+    "anchors", [uniform(1500, 2, seed=8), uniform(1500, 2, seed=9) * torch.tensor([1.0, 0.4])], ids=["even", "uneven"]
+)
 def test_a_space_variant_direction_across_an_edge_is_its_normal(anchors):
     x = uniform(9, 1, low=-0.4, high=0.4) * torch.tensor([-NORMAL[1], NORMAL[0]])  # on the edge
     bound = SpaceVariantTV().refreshed(slanted_edge, anchors).at(x)
@@ -244,18 +258,26 @@ def test_a_space_variant_direction_across_an_edge_is_its_normal(anchors):
     torch.testing.assert_close(across.norm(dim=-1) + along[0].norm(dim=-1), torch.full((9,), 2.0).double())
 
 
-def test_the_stretch_is_the_share_of_variation_along_the_edges():
-    # with one neighbour the eigenvalues are those at each point: one gradient, nothing along it
+def test_a_field_that_varies_in_one_direction_only_is_not_shrunk_there():
+    # with one neighbour T is that of one gradient: nothing along the edge, a = 0
     f, anchors = siren(c=1), uniform(50, 2)
     assert SpaceVariantTV(neighbours=1).refreshed(f, anchors).at(anchors).along[1].norm() < 1e-6
-    # f = (2 x, y): slopes 2 and 1 everywhere, so a = 1/2 across and b = 3/2 along
-    plane = lambda x: F.linear(x, torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double())
-    along, across = SpaceVariantTV().refreshed(plane, anchors).at(anchors[:4]).along
-    torch.testing.assert_close(across.abs(), torch.tensor([0.5, 0.0]).double().expand(4, 2))
-    torch.testing.assert_close(along.abs(), torch.tensor([0.0, 1.5]).double().expand(4, 2))
 
 
-@pytest.mark.parametrize("penalty", [SpaceVariantTV(), EdgeWeightedTV(), EdgeWeightedTV(neighbours=16)], ids=repr)
+@pytest.mark.parametrize(
+    ("slopes", "stretches"), [([2.0, 1.0], [0.5, 1.5]), ([3.0, 2.0, 1.0], [0.5, 1.5, 1.5]), ([2.0], [1.0])]
+)
+def test_one_direction_is_across_the_edges_and_the_others_along_them(slopes, stretches):
+    # f_i = s_i x_i: across is axis 0, a = mean(s_1, ..) / s_0 and b = 2 - a
+    d = len(slopes)
+    plane = lambda x: F.linear(x, torch.diag(torch.tensor(slopes).double()))
+    anchors = uniform(50, d)
+    along = SpaceVariantTV().refreshed(plane, anchors).at(anchors[:4]).along
+    expected = torch.diag(torch.tensor(stretches).double()).flip(0)
+    torch.testing.assert_close(along.abs(), expected[:, None].expand(d, 4, d))
+
+
+@pytest.mark.parametrize("penalty", [SpaceVariantTV(), EdgeWeightedTV(), EdgeWeightedTV(neighbours=1)], ids=repr)
 def test_weights_have_mean_one_and_are_low_at_edges(penalty):
     anchors = uniform(1500, 2, seed=8)
     bound = penalty.refreshed(slanted_edge, anchors)
@@ -274,7 +296,9 @@ def test_weights_carry_no_unit(penalty):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("penalty", "plain"), [(SpaceVariantTV(), AnisotropicTV()), (EdgeWeightedTV(), IsotropicTV())], ids=repr)
+@pytest.mark.parametrize(
+    ("penalty", "plain"), [(SpaceVariantTV(), AnisotropicTV()), (EdgeWeightedTV(), IsotropicTV())], ids=repr
+)
 def test_a_field_without_gradient_leaves_the_plain_penalty(penalty, plain, dtype):
     constant, x, anchors = lambda u: u[..., :1] * 0.0, uniform(N, 2).to(dtype), uniform(3000, 2).to(dtype)
     field = siren().to(dtype)
@@ -337,7 +361,9 @@ def test_a_penalty_is_a_mean_over_points():
 def test_an_unknown_penalty_is_told_the_known_ones():
     assert as_penalty("tgv") == TGV()
     assert as_penalty(own := HigherOrderTV(3)) is own
-    with pytest.raises(ValueError, match=r"`penalty='tv'` is unknown: choose one of \['anisotropic',.*or pass a Penalty"):
+    with pytest.raises(
+        ValueError, match=r"`penalty='tv'` is unknown: choose one of \['anisotropic',.*or pass a Penalty"
+    ):
         as_penalty("tv")
 
 

@@ -39,7 +39,9 @@ def test_the_longest_side_becomes_the_unit_box_and_all_axes_share_one_scale(d):
 
 @pytest.mark.parametrize("sides", [(100.0, 1.0), (1e-3, 1.0), (1.0, 0.0)])
 def test_very_unequal_sides_warn_about_mixed_units(sides):
-    with pytest.warns(UserWarning, match=r"differ by a factor of .* \(.*\): if the axes are in different units, convert"):
+    with pytest.warns(
+        UserWarning, match=r"differ by a factor of .* \(.*\): if the axes are in different units, convert"
+    ):
         Box.of(torch.tensor([[0.0, 0.0], sides]))
 
 
@@ -60,7 +62,12 @@ def test_a_coordinate_that_is_not_finite_is_named(bad):
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("values", torch.zeros(4, 2)), ("values", torch.zeros(5)), ("weight", torch.zeros(1, 2)), ("offset", torch.zeros(5))],
+    [
+        ("values", torch.zeros(4, 2)),
+        ("values", torch.zeros(5)),
+        ("weight", torch.zeros(1, 2)),
+        ("offset", torch.zeros(5)),
+    ],
 )
 def test_samples_name_the_part_whose_shape_does_not_fit(name, part):
     parts = {"coords": torch.zeros(5, 2), "values": torch.zeros(5, 3)} | {name: part}
@@ -75,7 +82,9 @@ def test_samples_know_their_size():
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 @pytest.mark.parametrize(
-    "index", [None, torch.tensor([3, 0, 3]), torch.tensor([1, 4, 6]), torch.arange(7), torch.tensor([], dtype=torch.long)], ids=str
+    "index",
+    [None, torch.tensor([3, 0, 3]), torch.tensor([1, 4, 6]), torch.arange(7), torch.tensor([], dtype=torch.long)],
+    ids=str,
 )
 def test_rows_of_a_sparse_matrix_are_those_of_the_dense_one(index):
     dense = torch.where(uniform(7, 5) > 0.3, normal(7, 5), 0.0)
@@ -88,7 +97,8 @@ def test_rows_of_a_sparse_matrix_are_those_of_the_dense_one(index):
 def test_the_typical_spacing_of_a_grid_is_its_pitch_even_with_duplicates(pitch):
     axis = pitch * torch.arange(12).double()
     grid = torch.cartesian_prod(axis, axis)
-    for x in (grid, grid.repeat(3, 1), grid.float()):
+    outliers = 1e3 * pitch * torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    for x in (grid, grid.repeat(3, 1), grid.float(), torch.cat([grid, outliers])):
         assert typical_spacing(x, generator()) == pytest.approx(pitch, rel=1e-5)
 
 

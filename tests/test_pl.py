@@ -1,0 +1,413 @@
+"""Figures: what the artists hold is what is stored."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+import neurst
+from neurst.pl._draw import Cloud, thin, tile
+
+plt = pytest.importorskip("matplotlib.pyplot")
+GENE, OTHER = "Layer2_01", "Nucleus_01"
+# number of panels, in the shape of what is returned: names and whether spots are given
+SHAPES = {
+    "one": (GENE, False, ()),
+    "one beside the spots": (GENE, True, (2,)),
+    "a list of one": ([GENE], False, (1,)),
+    "several": ([GENE, OTHER, "Flat_01"], False, (3,)),
+    "several beside the spots": ([GENE, OTHER], True, (2, 2)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_window(monkeypatch):
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    adata = neurst.datasets.synthetic_visium(n_genes=20)
+    neurst.tl.neurtv_fit(adata, lam=400, steps=60, progress=False)
+    neurst.tl.neurtv_gradient(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def dense(fitted):
+    dense = neurst.tl.neurtv_superres(fitted, factor=2)
+    neurst.tl.neurtv_gradient(dense)
+    return dense
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    """A 3-d fit of values that are not counts."""
+    rng = np.random.default_rng(0)
+    coords = rng.uniform(-50, 50, (200, 3))
+    values = np.sin(coords[:, :1] / 20) + rng.normal(0, 0.1, (200, 4))
+    adata = ad.AnnData(values.astype(np.float32), obsm={"spatial": coords})
+    adata.var_names = list("ABCD")
+    neurst.tl.neurtv_fit(adata, lam=10, steps=10, progress=False)
+    neurst.tl.neurtv_gradient(adata)
+    return adata
+
+
+def points(ax):
+    return ax.collections[0]
+
+
+def bar(ax):
+    """The Axes of the colour bar."""
+    return ax.child_axes[0]
+
+
+def width_on_canvas(ax, collection):
+    """Width of one point over the width of the Axes, as drawn."""
+    ax.figure.canvas.draw()
+    outline = collection.get_paths()[0].transformed(collection.get_transform())
+    return outline.get_extents().width / ax.bbox.width
+
+
+def same(values):
+    """Whether two AnnData hold the same: all slots, as text."""
+    return {name: repr(getattr(values, name)) for name in ("X", "obs", "var", "obsm", "varm", "layers", "uns")}
+
+
+@pytest.mark.parametrize(("genes", "beside", "shape"), SHAPES.values(), ids=SHAPES)
+def test_axes_come_in_the_shape_of_what_was_asked(fitted, dense, genes, beside, shape):
+    axes = neurst.pl.superres(dense, genes, spots=fitted if beside else None)
+    assert np.shape(np.asarray(axes, dtype=object)) == shape
+    assert isinstance(axes, plt.Axes if shape == () else np.ndarray)
+
+
+def test_the_dense_field_is_drawn_as_it_is(dense):
+    ax = neurst.pl.superres(dense, GENE)
+    np.testing.assert_array_equal(points(ax).get_array(), dense[:, GENE].X[:, 0])
+    np.testing.assert_array_equal(points(ax).get_offsets(), dense.obsm["spatial"])
+    assert ax.get_title() == GENE
+    assert points(ax).get_rasterized()
+
+
+def test_fitted_spots_show_the_field_at_the_spots(fitted):
+    ax = neurst.pl.superres(fitted, GENE)
+    np.testing.assert_array_equal(points(ax).get_array(), fitted[:, GENE].layers["neurtv"][:, 0])
+
+
+def test_a_layer_is_drawn_as_it_is(fitted):
+    adata = fitted.copy()
+    adata.layers["counts"] = adata.X
+    ax = neurst.pl.superres(adata, GENE, layer="counts")
+    np.testing.assert_array_equal(points(ax).get_array(), adata[:, GENE].X.toarray()[:, 0])
+    assert bar(ax).get_ylabel() == "counts"
+
+
+def test_a_layer_may_hold_genes_that_were_not_fitted(fitted):
+    adata = fitted.copy()
+    neurst.tl.neurtv_fit(adata, genes=[GENE, "Flat_01"], lam=400, steps=2, key_added="two", progress=False)
+    adata.layers["counts"] = adata.X
+    assert neurst.pl.superres(adata, OTHER, key="two", layer="counts").get_title() == OTHER
+    with pytest.raises(KeyError, match="not among the 2 genes"):
+        neurst.pl.superres(adata, OTHER, key="two")
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_array, sparse.csr_matrix.toarray])
+def test_measured_expression_is_in_the_unit_of_the_field(fitted, dense, kind):
+    spots = ad.AnnData(kind(fitted.X.tocsr()), obs=fitted.obs, var=fitted.var, obsm={"spatial": fitted.obsm["spatial"]})
+    counts = fitted.X.toarray()
+    total = counts.sum(1, keepdims=True)
+    measured, field = neurst.pl.superres(dense, GENE, spots=spots)
+    expected = (counts / total * np.median(total))[:, fitted.var_names == GENE]
+    np.testing.assert_allclose(points(measured).get_array(), expected[:, 0], rtol=1e-6)
+    assert [measured.get_title(), field.get_title()] == [f"{GENE}, measured", f"{GENE}, field"]
+    assert bar(field).get_ylabel() == f"counts (library size {np.median(total):,.0f})"
+
+
+def test_size_factors_of_the_fit_set_the_unit(fitted):
+    adata = fitted.copy()
+    adata.obs["size"] = np.linspace(1, 2, adata.n_obs)
+    neurst.tl.neurtv_fit(adata, size_factors="size", lam=400, steps=2, progress=False)
+    measured, field = neurst.pl.superres(adata, GENE, spots=adata, size_factors="size")
+    expected = adata[:, GENE].X.toarray()[:, 0] / adata.obs["size"] * 1.5
+    np.testing.assert_allclose(points(measured).get_array(), expected, rtol=1e-5)
+    assert bar(field).get_ylabel() == "counts (library size 1.5)"
+
+
+def test_spots_with_another_library_size_than_the_fit_are_reported(fitted):
+    with pytest.warns(UserWarning, match="the median library size of the spots is .*pass all genes"):
+        neurst.pl.superres(fitted, GENE, spots=fitted[:, [GENE, OTHER]])
+
+
+def test_measured_and_field_share_colour_scale_and_limits(fitted, dense):
+    measured, field = neurst.pl.superres(dense, GENE, spots=fitted)
+    assert points(measured).norm is points(field).norm
+    assert points(field).get_clim() == (0, pytest.approx(np.percentile(dense[:, GENE].X, 99.5)))
+    assert measured.get_xlim() == field.get_xlim()
+    assert measured.get_ylim() == field.get_ylim()
+    assert not measured.child_axes
+
+
+def test_the_colour_bar_is_pointed_only_where_values_go_beyond_it(dense):
+    values = dense[:, GENE].X
+    whole = neurst.pl.superres(dense, GENE, vmin=float(values.min()), vmax=float(values.max()))
+    cut = neurst.pl.superres(dense, GENE, vmin="p10", vmax="p90")
+    extends = [points(ax).colorbar.extend for ax in (whole, cut, neurst.pl.superres(dense, GENE))]
+    assert extends == ["neither", "both", "max"]
+    np.testing.assert_allclose(points(cut).get_clim(), np.percentile(values, [10, 90]))
+
+
+def test_colour_bar_is_as_high_as_the_panel(dense):
+    ax = neurst.pl.superres(dense, GENE)
+    ax.figure.canvas.draw()
+    assert bar(ax).bbox.height == pytest.approx(ax.bbox.height, rel=0.05)  # but for its point
+    assert bar(ax).bbox.y0 == pytest.approx(ax.bbox.y0)
+
+
+def test_spatial_axes_have_one_scale_no_ticks_and_y_downwards(dense):
+    ax = neurst.pl.superres(dense, GENE)
+    assert ax.get_aspect() == 1
+    assert ax.yaxis_inverted()
+    assert not len(ax.get_xticks())
+    assert not len(ax.get_yticks())
+    neurst.pl.superres(dense, OTHER, ax=ax)
+    assert ax.yaxis_inverted(), "drawing twice must not turn the picture over"
+
+
+@pytest.mark.parametrize(("figsize", "factor"), [((4, 3), 2), ((9, 5), 2), ((4, 3), 3)])
+def test_points_are_as_wide_as_their_spacing_in_any_figure(fitted, figsize, factor):
+    dense = neurst.tl.neurtv_superres(fitted, factor=factor, genes=GENE)
+    _, ax = plt.subplots(figsize=figsize)
+    neurst.pl.superres(dense, GENE, ax=ax)
+    spacing = dense.uns["neurtv_query"]["spacing"]
+    assert width_on_canvas(ax, points(ax)) == pytest.approx(spacing / np.ptp(ax.get_xlim()), rel=1e-3)
+
+
+def lattice(kind, angle=0.3):
+    i, j = np.indices((12, 9)).reshape(2, -1)
+    basis = {"hexagonal": [[1, 0], [0.5, np.sqrt(0.75)]], "square": [[1, 0], [0, 1]]}[kind]
+    turn = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    return 137 * np.column_stack([i, j]) @ np.array(basis) @ np.array(turn)
+
+
+@pytest.mark.parametrize("kind", ["hexagonal", "square"])
+def test_tiles_of_a_lattice_cover_every_point_once(kind):
+    coords = lattice(kind)
+    outline = tile(Cloud(coords, np.zeros((len(coords), 1))))
+    assert len(outline.vertices) == {"hexagonal": 7, "square": 5}[kind]
+    inner = coords.mean(0) + np.random.default_rng(0).uniform(-200, 200, (500, 2))
+    covered = sum(outline.contains_points(inner - centre).astype(int) for centre in coords)
+    np.testing.assert_array_equal(covered, 1)
+
+
+def test_cells_off_a_lattice_are_discs_as_wide_as_their_usual_distance():
+    coords = np.random.default_rng(0).uniform(0, 1000, (400, 2))
+    distance = np.sort(np.linalg.norm(coords[:, None] - coords, axis=-1), axis=1)[:, 1]
+    outline = tile(Cloud(coords, np.zeros((400, 1))), size=2.0)
+    np.testing.assert_allclose(outline.get_extents().size, 2 * np.median(distance))
+
+
+def test_spots_off_the_tissue_and_missing_values_are_not_drawn(fitted):
+    spots = fitted.copy()
+    spots.obs["in_tissue"] = (np.arange(spots.n_obs) >= 10).astype(int)
+    spots.X[20] = 0
+    measured, field = neurst.pl.superres(spots, GENE, spots=spots)
+    assert len(points(measured).get_offsets()) == len(points(field).get_offsets()) == spots.n_obs - 10
+    assert np.flatnonzero(np.ma.getmaskarray(points(measured).get_array())).tolist() == [10]
+    assert points(measured).get_cmap().get_bad()[3] == 0
+
+
+def test_one_point_and_only_points_outside_can_be_drawn(fitted):
+    one = neurst.tl.neurtv_query(fitted, fitted.obsm["spatial"][:1])
+    neurst.pl.superres(one, GENE).figure.canvas.draw()
+    far = fitted.obsm["spatial"].max(0) + [[500.0, 500.0]]
+    with pytest.warns(UserWarning, match="outside the tissue"):
+        outside = neurst.tl.neurtv_query(fitted, far)
+    ax = neurst.pl.superres(outside, GENE)
+    ax.figure.canvas.draw()
+    assert points(ax).get_array().mask.all()
+
+
+def test_boundaries_are_the_stored_edge(dense):
+    ax = neurst.pl.gradient(dense)
+    np.testing.assert_array_equal(points(ax).get_array(), dense.obs["neurtv_edge"])
+    assert [ax.get_title(), bar(ax).get_ylabel()] == ["Boundaries", "edge strength per unit length"]
+
+
+@pytest.mark.parametrize("which", ["fitted", "dense"])
+def test_arrows_are_stored_derivatives(request, which):
+    adata = request.getfixturevalue(which)
+    ax = neurst.pl.gradient(adata, GENE)
+    (arrows,) = (c for c in ax.collections if hasattr(c, "U"))
+    at = {tuple(x): i for i, x in enumerate(adata.obsm["spatial"])}
+    rows = [at[tuple(x)] for x in arrows.XY]
+    view = adata[rows, GENE]
+    np.testing.assert_array_equal(arrows.U, view.layers["neurtv_dx"][:, 0])
+    np.testing.assert_array_equal(arrows.V, view.layers["neurtv_dy"][:, 0])
+    np.testing.assert_array_equal(points(ax).get_array(), neurst.pl.superres(adata, GENE).collections[0].get_array())
+    assert [arrows.angles, arrows.scale_units, arrows.units] == ["xy", "xy", "xy"]
+    assert 20 < len(rows) < 20**2
+
+
+def test_arrows_point_uphill_on_the_canvas(fitted):
+    """A step of the drawn arrow raises the field that is drawn."""
+    ax = neurst.pl.gradient(fitted, GENE)
+    (arrows,) = (c for c in ax.collections if hasattr(c, "U"))
+    length = np.hypot(arrows.U, arrows.V)
+    steep = length > np.median(length)
+    step = 5 * np.column_stack([arrows.U, arrows.V])[steep] / length[steep, None]
+    field = neurst.get.field(fitted).select([GENE])
+    assert (field(arrows.XY[steep] + step) > field(arrows.XY[steep])).all()
+
+
+def test_several_genes_have_arrows_each(dense):
+    axes = neurst.pl.gradient(dense, [GENE, OTHER], arrows=10)
+    assert [ax.get_title() for ax in axes] == [GENE, OTHER]
+    assert all(any(hasattr(c, "U") for c in ax.collections) for ax in axes)
+
+
+def test_thinned_points_are_one_for_each_square():
+    coords = np.random.default_rng(0).uniform(0, 10, (5000, 2))
+    rows = thin(coords, 10)
+    assert len(rows) in range(100, 122)  # the last row of squares may hold a point or none
+    assert np.unique(rows).size == len(rows)
+
+
+def test_history_draws_what_is_stored(fitted):
+    fit, choice = neurst.pl.history(fitted)
+    (penalty,) = (ax for ax in fit.figure.axes if ax not in (fit, choice))
+    trace, path = fitted.uns["neurtv"]["history"], fitted.uns["neurtv"]["lam_path"]
+    drawn = {"objective": fit.lines[0], "likelihood": fit.lines[1], "penalty": penalty.lines[0]}
+    for name, line in drawn.items():
+        np.testing.assert_array_equal(line.get_xydata(), np.column_stack([trace["step"], trace[name]]))
+    chosen, tried = choice.lines
+    np.testing.assert_array_equal(tried.get_xydata(), np.column_stack([path["lam"], path["score"]]))
+    assert chosen.get_xdata() == [400, 400]
+    assert choice.get_xscale() == "log"
+
+
+CALLS = {
+    "superres": (lambda adata, ax: neurst.pl.superres(adata, GENE, ax=ax), ()),
+    "beside": (lambda adata, ax: neurst.pl.superres(adata, GENE, spots=adata, ax=ax), (2,)),
+    "gradient": (lambda adata, ax: neurst.pl.gradient(adata, GENE, ax=ax), ()),
+    "boundaries": (lambda adata, ax: neurst.pl.gradient(adata, ax=ax), ()),
+    "history": (lambda adata, ax: neurst.pl.history(adata, ax=ax), (2,)),
+}
+
+
+@pytest.mark.parametrize(("call", "shape"), CALLS.values(), ids=CALLS)
+def test_given_axes_are_used_and_no_figure_is_made(fitted, call, shape):
+    figure = plt.figure()
+    given = figure.subplots(1, int(np.prod(shape)), squeeze=False).ravel().reshape(shape)[()]
+    returned = call(fitted, given)
+    assert np.all(np.asarray(returned, dtype=object) == np.asarray(given, dtype=object))
+    assert plt.get_fignums() == [figure.number]
+    with pytest.raises(ValueError, match=r"`ax` is an array of Axes of shape \(5,\): expected"):
+        call(fitted, plt.figure().subplots(1, 5))
+
+
+@pytest.mark.parametrize(("call", "shape"), CALLS.values(), ids=CALLS)
+def test_drawing_changes_nothing(fitted, call, shape):
+    before = same(fitted)
+    call(fitted, None)
+    assert same(fitted) == before
+
+
+def test_normalised_values_in_3d_are_drawn_in_their_own_unit(normalised):
+    ax = neurst.pl.superres(normalised, "A", spots=normalised)[0]
+    assert ax.name == "3d"
+    np.testing.assert_allclose(points(ax).get_array(), normalised.X[:, 0])
+    np.testing.assert_allclose(np.column_stack(points(ax)._offsets3d), normalised.obsm["spatial"])
+    ax = neurst.pl.superres(normalised, "A")
+    assert bar(ax).get_ylabel() == "expression"
+    assert points(ax).norm.vmin < 0
+    np.testing.assert_array_equal(points(neurst.pl.gradient(normalised)).get_array(), normalised.obs["neurtv_edge"])
+    ax.figure.canvas.draw()
+
+
+def test_3d_needs_3d_axes(normalised):
+    with pytest.raises(ValueError, match="positions in 3-d need Axes with projection='3d'"):
+        neurst.pl.superres(normalised, "A", ax=plt.figure().subplots())
+    with pytest.raises(ValueError, match="arrows of 3-d positions cannot be read"):
+        neurst.pl.gradient(normalised, "A")
+    assert neurst.pl.history(normalised)[1].get_ylabel() == "held-out variance explained"
+
+
+def without(adata, *, layers=(), obs=()):
+    adata = adata.copy()
+    for name in layers:
+        del adata.layers[name]
+    adata.obs = adata.obs.drop(columns=list(obs))
+    return adata
+
+
+def part(adata):
+    """Gradients of one gene only."""
+    adata = without(adata, layers=["neurtv_dx", "neurtv_dy"])
+    neurst.tl.neurtv_gradient(adata, genes=GENE)
+    return adata
+
+
+flat = lambda adata: ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm={"spatial": np.ones((adata.n_obs, 3))})
+ERRORS = {
+    "unknown gene": (lambda a: neurst.pl.superres(a, "Layer2_1"), KeyError, "did you mean 'Layer2_01'"),
+    "gene not measured": (lambda a: neurst.pl.superres(a, GENE, spots=a[:, 5:8]), KeyError, "not among the 3 genes"),
+    "no fit": (lambda a: neurst.pl.superres(a, GENE, key="other"), KeyError, "neurtv_fit.*first"),
+    "no fit, gradient": (lambda a: neurst.pl.gradient(a, key="other"), KeyError, "neurtv_fit.*first"),
+    "no fit, history": (lambda a: neurst.pl.history(a, key="other"), KeyError, "neurtv_fit.*first"),
+    "layer dropped": (
+        lambda a: neurst.pl.superres(without(a, layers=["neurtv"]), GENE),
+        KeyError,
+        "missing.*neurtv_superres",
+    ),
+    "unknown layer": (lambda a: neurst.pl.superres(a, GENE, layer="raw"), KeyError, "`layer='raw'` is not in"),
+    "layer beside spots": (
+        lambda a: neurst.pl.superres(a, GENE, layer="neurtv", spots=a),
+        ValueError,
+        "pass one of them",
+    ),
+    "spots in 3-d": (
+        lambda a: neurst.pl.superres(a, GENE, spots=flat(a)),
+        ValueError,
+        "3 coordinates, the field has 2",
+    ),
+    "no derivatives": (
+        lambda a: neurst.pl.gradient(without(a, layers=["neurtv_dx"]), GENE),
+        KeyError,
+        r"call `neurst.tl.neurtv_gradient\(adata\)` first",
+    ),
+    "derivatives of other genes": (lambda a: neurst.pl.gradient(part(a), OTHER), KeyError, "does not hold genes"),
+    "no edge": (
+        lambda a: neurst.pl.gradient(without(a, obs=["neurtv_edge"])),
+        KeyError,
+        r"call `neurst.tl.neurtv_gradient\(adata\)` first",
+    ),
+    "no arrows": (lambda a: neurst.pl.gradient(a, GENE, arrows=0), ValueError, "`arrows=0`: expected"),
+    "limit": (lambda a: neurst.pl.superres(a, GENE, vmax="99%"), ValueError, "`vmax='99%'`: expected a number"),
+    "percentile": (lambda a: neurst.pl.superres(a, GENE, vmax="p101"), ValueError, "`vmax='p101'`: expected a number"),
+    "limits crossed": (lambda a: neurst.pl.superres(a, GENE, vmin=9, vmax=1), ValueError, "`vmin=9` is 9, above"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_an_error_names_the_next_step_and_leaves_no_figure(fitted, call, error, message):
+    with pytest.raises(error, match=message):
+        call(fitted)
+    assert not plt.get_fignums()
+
+
+def test_what_was_written_to_a_file_can_be_drawn(fitted, dense, tmp_path):
+    dense.write_h5ad(tmp_path / "dense.h5ad")
+    read = ad.read_h5ad(tmp_path / "dense.h5ad")
+    assert neurst.pl.superres(read, GENE, spots=fitted).shape == (2,)
+    assert neurst.pl.gradient(read, GENE).get_title() == GENE
+    assert neurst.pl.history(read).shape == (2,)
+
+
+def test_importing_neurst_loads_no_matplotlib():
+    code = "import sys, neurst; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
