@@ -8,6 +8,7 @@ backward pass.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from tables import write
@@ -24,6 +25,7 @@ net = Siren(width=WIDTH, depth=DEPTH).build(2, CHANNELS, generator)
 x = 2 * torch.rand(POINTS, 2, generator=generator) - 1
 weights = list(net.parameters())
 axes = torch.eye(2)
+ones = torch.ones(2 * POINTS, WIDTH)
 
 
 def by_hand(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,22 +64,21 @@ def gradient(route) -> list[Tensor]:
 
 def products_only() -> None:
     """The matrix products of `by_hand` and its backward pass, without anything between them."""
-    for matrix in (p for p in weights if p.ndim == 2):
-        n_out, n_in = matrix.shape
+    for matrix in (p.detach() for p in weights if p.ndim == 2):
         for n in (POINTS, 2 * POINTS):  # value, tangents
-            h, slope = torch.ones(n, n_in), torch.ones(n, n_out)
+            h, slope = ones[:n, : matrix.shape[1]], ones[:n, : matrix.shape[0]]
             _ = h @ matrix.T, slope @ matrix, slope.T @ h
 
 
-def best(run, repeats: int) -> float:
-    """Least milliseconds of several runs, after one to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * min(times)
+def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Least milliseconds of each run over several rounds, in turn so that a busy moment meets them all, after a warm-up."""
+    times = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: min(found[1:]) for name, found in times.items()}
 
 
 def check_agreement() -> None:
@@ -94,21 +95,21 @@ def check_agreement() -> None:
 
 def main() -> None:
     check_agreement()
-    with torch.no_grad():
-        products = best(products_only, REPEATS)
-    hand, jets, jvps = (best(lambda route=route: gradient(route), REPEATS) for route in (by_hand, by_jet, by_jvp))
-    reverse = best(lambda: gradient(by_reverse), 1)
-    rows = [
-        ("matrix products alone", products),
-        ("written by hand", hand),
-        ("jet", jets),
-        ("two `torch.func.jvp`", jvps),
-        ("reverse mode per channel", reverse),
-    ]
+    ms = best(
+        {
+            "matrix products alone": products_only,
+            "written by hand": lambda: gradient(by_hand),
+            "jet": lambda: gradient(by_jet),
+            "two `torch.func.jvp`": lambda: gradient(by_jvp),
+        },
+        REPEATS,
+    )
+    ms |= best({"reverse mode per channel": lambda: gradient(by_reverse)}, 1)
+    hand, jets, jvps, reverse = list(ms.values())[1:]
     lines = ["| route | ms | by hand = 1 |", "|---|---|---|"]
-    for name, ms in rows:
-        print(f"{name:26s} {ms:8.1f} ms {ms / hand:6.2f}")
-        lines.append(f"| {name} | {ms:.1f} | {ms / hand:.2f} |")
+    for name, found in ms.items():
+        print(f"{name:26s} {found:8.1f} ms {found / hand:6.2f}")
+        lines.append(f"| {name} | {found:.1f} | {found / hand:.2f} |")
     assert jets <= 1.3 * hand, "jets cost more than 1.3 times the same arithmetic by hand"
     assert jets < jvps, "two jvps are faster than a jet"
     assert reverse >= 10 * jets, "reverse mode per channel is less than 10 times slower than a jet"

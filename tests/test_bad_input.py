@@ -6,12 +6,14 @@ Words are parts of one message in their order, with ``...`` for what stands betw
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData, concat, read_h5ad
 from scipy import sparse
+from tqdm.auto import tqdm
 
 from neurst.core.nets import Siren
 from neurst.get import field
@@ -85,9 +87,13 @@ def unchanged(adata):
     assert frozen(adata) == before
 
 
+def pattern(words):
+    return ".*".join(map(re.escape, words.split(" ... ")))
+
+
 @contextmanager
 def refused(adata, error, words):
-    with unchanged(adata), pytest.raises(error, match=".*".join(map(re.escape, words.split(" ... ")))):
+    with unchanged(adata), pytest.raises(error, match=pattern(words)):
         yield
 
 
@@ -122,7 +128,10 @@ def moved(change):
 
 
 def with_x(change):
-    return lambda adata: setattr(adata, "X", change(adata.X.toarray()))
+    def set_x(adata):
+        adata.X = change(adata.X.toarray() if sparse.issparse(adata.X) else adata.X)
+
+    return set_x
 
 
 def at(where, value):
@@ -182,6 +191,7 @@ FITS = {
     "genes share a name": (lambda adata: setattr(adata, "var_names", ["A", "A", *adata.var_names[2:]]), {}, ValueError, "`adata.var_names` are not unique (first: 'A'): call `adata.var_names_make_unique()`"),
     "library sizes are negative": (whole, {"size_factors": [1.0] * 62 + [-2.0] * 2}, ValueError, "`size_factors` is negative or not finite at 2 of 64 spots (first: 'spot62', -2.0): expected library sizes"),
     "library sizes are NaN": (whole, {"size_factors": [np.nan] + [1.0] * 63}, ValueError, "`size_factors` ... at 1 of 64 spots (first: 'spot0', nan)"),
+    "library sizes are infinite": (whole, {"size_factors": [1.0] * 63 + [np.inf]}, ValueError, "`size_factors` ... at 1 of 64 spots (first: 'spot63', inf)"),
     "library sizes are too few": (whole, {"size_factors": [1.0] * 60}, ValueError, "`size_factors` has shape (60,): expected (64,)"),
     "library sizes are words": (whole, {"size_factors": ["big"] * N}, ValueError, "`size_factors` cannot be read as numbers ... 'big'"),
     "library sizes are of other spots": (whole, {"size_factors": pd.Series(np.ones(N))}, ValueError, "`size_factors` is a Series whose index is not `adata.obs_names`: align it"),
@@ -393,3 +403,271 @@ def test_a_stored_field_that_is_not_whole_is_refused_by_every_reader(fitted, spo
     spoilt(adata)
     with refused(adata, ValueError, words):
         call(adata)
+
+
+# ---- nothing is half written
+
+
+def stopped(error):
+    def stop(*args, **options):
+        raise error
+
+    return stop
+
+
+STOPS = {
+    "interrupted while fitting": (tqdm, "update", KeyboardInterrupt),
+    "failed while reading the field": (slots, "read_values", MemoryError),
+    "failed while packing the field": (slots, "pack", RuntimeError),
+    "failed while spreading over the genes": (slots, "_spread", MemoryError),
+    "failed while turning a view into a copy": (slots, "make_actual", MemoryError),
+}
+
+
+@pytest.mark.parametrize(
+    "earlier", [whole, fit, lambda adata: fit(adata) or neurtv_gradient(adata)], ids=["", "refit", "gradient"]
+)
+@pytest.mark.parametrize(("owner", "name", "error"), STOPS.values(), ids=STOPS)
+def test_a_fit_that_is_stopped_leaves_the_data_as_it_was(monkeypatch, earlier, owner, name, error):
+    adata = section()
+    earlier(adata)
+    monkeypatch.setattr(owner, name, stopped(error))
+    with unchanged(adata), pytest.raises(error):
+        fit(adata)
+
+
+def test_a_gradient_that_is_stopped_leaves_the_data_as_it_was(monkeypatch, fitted):
+    adata = fitted.copy()
+    monkeypatch.setattr(slots, "make_actual", stopped(MemoryError))
+    with unchanged(adata), pytest.raises(MemoryError):
+        neurtv_gradient(adata)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"genes": ["Gene1", "Gene7"], "rank": 2}, {"likelihood": "gaussian"}],
+    ids=["same", "genes", "gaussian"],
+)
+def test_a_refit_leaves_what_a_first_fit_leaves(fitted, options):
+    adata, fresh = fitted.copy(), section()
+    neurtv_gradient(adata)
+    fit(adata, **options)
+    fit(fresh, **options)
+    assert frozen(adata) == frozen(fresh)
+
+
+# ---- what looks odd but is fine
+
+
+def dask_x(make):
+    def change(adata):
+        array = pytest.importorskip("dask.array")
+        adata.X = array.from_array(adata.X.toarray(), chunks=(20, GENES)).map_blocks(make)
+
+    return change
+
+
+def frame(adata):
+    adata.obsm["spatial"] = pd.DataFrame(adata.obsm["spatial"], index=adata.obs_names, columns=["x", "y"])
+
+
+def in_a_layer(adata):
+    adata.layers["raw"], adata.X = adata.X, None
+
+
+BACKWARDS = [f"Gene{i}" for i in reversed(range(GENES))]
+SPARSE = (sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, sparse.csc_array)
+
+# name: how the same data are brought, options of the fit
+SAME = {
+    **{f"X is {dtype}": (with_x(lambda x, dtype=dtype: x.astype(dtype)), {}) for dtype in ("int64", "int32", "uint8", "float16", "float64")},
+    **{f"X is {make.__name__}": (with_x(make), {}) for make in SPARSE},
+    **{f"X is {make.__name__} of int32": (with_x(lambda x, make=make: make(x.astype("int32"))), {}) for make in SPARSE},
+    "X is dense": (with_x(np.asfortranarray), {}),
+    "X is dask": (dask_x(np.asarray), {}),
+    **{f"X is dask of {make.__name__}": (dask_x(make), {}) for make in SPARSE},
+    "X is a layer": (in_a_layer, {"layer": "raw"}),
+    "positions are a DataFrame": (frame, {}),
+    "positions are objects": (moved(lambda x: x.astype(object)), {}),
+    "genes are backwards": (whole, {"genes": BACKWARDS}),
+    "genes are an Index": (whole, {"genes": pd.Index(BACKWARDS)}),
+    "genes are named twice": (whole, {"genes": BACKWARDS * 2}),
+    "library sizes are a column": (whole, {"size_factors": "total"}),
+    "library sizes are row sums": (whole, {"size_factors": section().X.sum(1)}),
+    "library sizes are a Series": (whole, {"size_factors": section().obs["total"]}),
+    "likelihood is named": (whole, {"likelihood": "poisson"}),
+    "numbers are of numpy": (whole, {"lam": np.float32(400), "rank": np.int32(3), "steps": np.int64(5), "random_state": np.uint8(0)}),
+    "one section is named": (SECTION, {"library_key": "section"}),
+    "one section of two pictures": (lambda adata: SECTION(adata) or TWO_PICTURES(adata), {"library_key": "section"}),
+    "a section without spots": (put("obs", "section", pd.Categorical(["a"] * N, ["a", "b"])), {"library_key": "section"}),
+    "one picture": (put("uns", "spatial", {"A": {}}), {}),
+    "tissue is everywhere": (put("obs", "in_tissue", 1), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("brought", "options"), SAME.values(), ids=SAME)
+def test_the_same_data_give_the_same_field_however_they_are_brought(fitted, brought, options):
+    adata = section()
+    brought(adata)
+    x = frozen(adata.X)
+    fit(adata, **options)
+    np.testing.assert_array_equal(adata.layers["neurtv"], fitted.layers["neurtv"])
+    assert frozen(adata.X) == x
+
+
+def test_booleans_are_counts_of_one():
+    there, once = section(), section()
+    there.X, once.X = there.X > 0, (once.X > 0).astype(np.float32)
+    fit(there)
+    fit(once)
+    np.testing.assert_array_equal(there.layers["neurtv"], once.layers["neurtv"])
+
+
+def test_a_view_gets_its_own_fit_and_its_parent_stays_as_it_was():
+    parent = section()
+    part, copy = parent[::2, :6], parent[::2, :6].copy()
+    with unchanged(parent):
+        fit(part)
+        neurtv_gradient(part)
+    fit(copy)
+    assert not part.is_view
+    np.testing.assert_array_equal(part.layers["neurtv"], copy.layers["neurtv"])
+
+
+def test_spots_at_one_place_are_fitted_and_support_it_once(fitted):
+    twice = concat([section(), section()], index_unique="-")
+    fit(twice)
+    assert np.isfinite(twice.layers["neurtv"]).all()
+    once, twice = neurtv_superres(fitted), neurtv_superres(twice)
+    np.testing.assert_allclose(twice.obsm["spatial"], once.obsm["spatial"], atol=1e-9)
+
+
+def test_spots_and_genes_without_counts_are_kept_flagged_and_predicted():
+    adata = section()
+    with_x(at((5, slice(None)), 0))(adata)
+    with_x(at((slice(None), 4), 0))(adata)
+    fit(adata)
+    expected = adata.layers["neurtv"]
+    assert np.isfinite(expected).all()
+    assert list(adata.var_names[adata.var["neurtv_empty"]]) == ["Gene4"]
+    assert adata.var["neurtv_fitted"].all()
+    assert not expected[:, 4].any()
+    assert (np.delete(expected[5], 4) > 0).all()
+    assert len(adata.uns["neurtv"]["field"]["spots"]) == N - 1
+
+
+def test_normalised_genes_that_do_not_vary_are_kept_flagged_and_get_their_mean():
+    adata = section()
+    with_x(lambda x: at((slice(None), 4), 0.1)(np.log1p(x)))(adata)
+    fit(adata)
+    assert list(adata.var_names[adata.var["neurtv_empty"]]) == ["Gene4"]
+    np.testing.assert_allclose(adata.layers["neurtv"][:, 4], 0.1, rtol=1e-6)
+    assert np.isfinite(adata.layers["neurtv"]).all()
+
+
+OFF = np.arange(N) % SIDE < 3  # three columns of spots, two of them far from the others
+SPELLINGS = {
+    "int": (~OFF).astype(int),
+    "float": (~OFF).astype(float),
+    "bool": ~OFF,
+    "nullable": pd.array(~OFF, dtype="boolean"),
+    "string": np.where(OFF, "0", "1"),
+    "string of a float": np.where(OFF, "0.0", "1.0"),
+    "word": np.where(OFF, "False", "True"),
+    "category": pd.Categorical(np.where(OFF, "0", "1")),
+    "category of words": pd.Categorical(np.where(OFF, "FALSE", "TRUE")),
+    "category of bool": pd.Categorical(~OFF),
+}
+
+
+@pytest.mark.parametrize("mark", SPELLINGS.values(), ids=SPELLINGS)
+def test_spots_off_the_tissue_are_not_fitted_and_support_nothing(mark):
+    adata, other = section(), section()
+    with_x(lambda x: at(OFF, 3 * x[OFF] + 1)(x))(other)
+    for each in (adata, other):
+        each.obs["in_tissue"] = mark
+        fit(each)
+    np.testing.assert_array_equal(adata.layers["neurtv"], other.layers["neurtv"])
+    coords = adata.obsm["spatial"]
+    np.testing.assert_array_equal(adata.uns["neurtv"]["field"]["spots"], coords[~OFF])
+    np.testing.assert_array_equal(neurtv_query(adata, coords[[0, 1, 4]]).obs["in_support"], [False, False, True])
+
+
+# name: values or spots, options of the fit, rank that is left
+EXTREMES = {
+    "large counts": (with_x(lambda x: 1e6 * x), {}, 3),
+    "larger counts": (with_x(lambda x: (1e12 * x).astype("int64")), {}, 3),
+    "one large count": (with_x(at((3, 3), 1e9)), {}, 3),
+    "one huge count": (with_x(at((3, 3), 1e29)), {}, 3),
+    "one huge overdispersed count": (with_x(at((3, 3), 1e29)), {"likelihood": "negative_binomial"}, 3),
+    "one huge value": (with_x(at((3, 3), 1e29)), {"likelihood": "gaussian"}, 3),
+    "tiny values": (with_x(lambda x: 1e-30 * x), {"likelihood": "gaussian"}, 3),
+    "values on a pedestal": (with_x(lambda x: 1e5 + x), {"likelihood": "gaussian"}, 3),
+    "a gene with a single count": (with_x(lambda x: at((7, 2), 1)(at((slice(None), 2), 0)(x))), {}, 3),
+    "a gene with a single value": (with_x(lambda x: at((7, 2), 0.5)(at((slice(None), 2), 0)(x))), {}, 3),
+    "library sizes far apart": (whole, {"size_factors": np.logspace(-10, 10, N)}, 3),
+    "more channels than genes": (whole, {"rank": 100}, GENES),
+    "more channels than spots": (lambda adata: adata[[0, 1, 2, 8, 9]].copy(), {"rank": 100}, 4),
+    "one gene": (lambda adata: adata[:, 3].copy(), {}, 1),
+    "four spots": (lambda adata: adata[[0, 1, 8, 9]].copy(), {}, 3),
+    "one gene at four spots": (lambda adata: adata[[0, 1, 8, 9], 3].copy(), {"lam": "auto"}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "options", "rank"), EXTREMES.values(), ids=EXTREMES)
+def test_extremes_are_fitted_without_nan(monkeypatch, change, options, rank):
+    monkeypatch.setattr(_neurtv, "LamPath", partial(fitting.LamPath, first_steps=5, stage_steps=2))
+    adata = after(change, section())
+    fit(adata, **options)
+    slot = adata.uns["neurtv"]
+    written = [
+        adata.layers["neurtv"],
+        adata.obsm["X_neurtv"],
+        adata.varm["neurtv_loadings"],
+        adata.var["neurtv_deviance_explained"],
+    ]
+    for values in [*written, slot["score"], slot["history"]["objective"], neurtv_superres(adata).X]:
+        assert np.isfinite(np.asarray(values)).all()
+    assert adata.obsm["X_neurtv"].shape[1] == rank
+
+
+def test_one_gene_may_be_a_string_and_the_others_are_not_fitted():
+    adata = section()
+    fit(adata, genes="Gene5")
+    assert list(adata.var_names[adata.var["neurtv_fitted"]]) == ["Gene5"]
+    np.testing.assert_array_equal(np.isfinite(adata.layers["neurtv"]).any(0), adata.var["neurtv_fitted"])
+    assert list(neurtv_superres(adata, genes="Gene5").var_names) == ["Gene5"]
+
+
+# ---- what is done, but not silently
+
+# name: what is odd, what is called, words
+ODD = {
+    "fractions under a count likelihood": (with_x(np.log1p), lambda adata: fit(adata, likelihood="poisson"), "`adata.X` holds values that are not whole numbers; 'poisson' takes them as expected counts. ... pass a layer of raw counts or likelihood='gaussian'"),
+    "library sizes of normalised values": (with_x(np.log1p), lambda adata: fit(adata, size_factors="total"), "`size_factors` has no meaning for normalised values ... it is ignored"),
+    "axes in different units": (moved(lambda x: x * [1, 1e-3]), fit, "sides of the coordinates' bounding box differ by a factor of 1.24e+03 (750, 0.606) ... different units, convert them"),
+    "a query in other units": (fit, query(1000 * HERE), "2 of 2 points are outside the tissue: `coords` range from (100000, 100000) to (250000, 300000), but the field was fitted from (0, 0) to (750, 606.218); are the units the same?"),
+    "an extrapolation in other units": (fit, query(1000 * HERE, outside="extrapolate"), "2 of 2 points are outside the tissue ... are the units the same?"),
+    "a query beside the tissue": (fit, query(HERE - [400, 0]), "2 of 2 points are outside the tissue: `coords` range from (-300, 100) to (-150, 300)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("odd", "call", "words"), ODD.values(), ids=ODD)
+def test_what_may_be_a_mistake_is_done_with_a_warning(odd, call, words):
+    adata = section()
+    odd(adata)
+    with pytest.warns(UserWarning, match=pattern(words)) as caught:
+        call(adata)
+    assert len(caught) == 1
+
+
+def test_a_layer_of_counts_beside_normalised_values_is_pointed_out(caplog):
+    adata = section()
+    normalised_with_counts(adata)
+    fit(adata, likelihood="gaussian")
+    fit(adata, layer="raw_counts")
+    assert not caplog.records
+    fit(adata)
+    (record,) = caplog.records
+    assert "there is a layer 'raw_counts': pass layer='raw_counts' to fit counts" in record.message
+    assert adata.uns["neurtv"]["params"]["likelihood"] == "gaussian"

@@ -86,13 +86,17 @@ def main(output: Path) -> None:
     draw(adata, dense, output)
 
     scores, errors = held_out_scores(adata), errors_between_spots(adata, dense, truth)
-    print(f"{adata.n_obs:,} spots x {adata.n_vars} genes -> {dense.n_obs:,} points, lam = {adata.uns['neurtv']['lam']:.0f}\n")
+    print(
+        f"{adata.n_obs:,} spots x {adata.n_vars} genes -> {dense.n_obs:,} points, lam = {adata.uns['neurtv']['lam']:.0f}\n"
+    )
     print(f"{'':14s}{'held-out deviance explained':>30s}{'RMSE of log-rate between spots':>34s}")
     for name, score in scores.items():
         print(f"{name:14s}{score:30.3f}{errors[name]:34.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     total = time.perf_counter() - begin
-    print(f"\nfit and super-resolution {seconds:.0f} s, everything {total:.0f} s, peak memory {peak:.2f} GB; results in {output}/")
+    print(
+        f"\nfit and super-resolution {seconds:.0f} s, everything {total:.0f} s, peak memory {peak:.2f} GB; results in {output}/"
+    )
 
 
 if __name__ == "__main__":

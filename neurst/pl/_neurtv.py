@@ -51,7 +51,7 @@ def superres(
     layer
         Draw this layer instead, as it is.
     size_factors
-        Library sizes of `spots`, if :func:`neurst.tl.neurtv_fit` was given any. If None, totals over all genes.
+        Library sizes of `spots`. If None, the column that :func:`neurst.tl.neurtv_fit` was given, else totals over all genes.
     cmap
         Colour map.
     vmin, vmax
@@ -111,10 +111,8 @@ def superres(
 
 def _drawable(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str, layer: str | None) -> list[str]:
     """Names of `adata`, and of the fit unless a layer is to be drawn as it is."""
-    at_hand = list(adata.var_names)
-    return slots.known_genes(
-        genes, at_hand if layer is not None else [g for g in kept.field.genes if g in set(at_hand)]
-    )
+    fitted = set(kept.field.genes)
+    return slots.known_genes(genes, [g for g in adata.var_names if layer is not None or g in fitted])
 
 
 def _field(adata: AnnData, kept: slots.Stored, key: str, names: list[str], layer: str | None) -> _draw.Cloud:
@@ -135,7 +133,8 @@ def _measured(
 ) -> _draw.Cloud:
     """Measured expression in the unit of the field, at the spots that are tissue."""
     names = slots.known_genes(names, list(spots.var_names))
-    layer, spatial_key = slots.read_source(adata, key)
+    layer, spatial_key, column = slots.read_source(adata, key)
+    size_factors = column if size_factors is None else size_factors
     tissue = slots.in_tissue(spots)
     coords, values = slots.read_coords(spots, spatial_key), slots.read_measured(spots, kept, names, layer, size_factors)
     if coords.shape[1] != kept.field.n_dims:
@@ -282,17 +281,16 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
 
 def _draw_course(ax: Axes, trace: Mapping[str, NDArray]) -> None:
     right = ax.twinx()
-    lines = [
-        *ax.plot(trace["step"], trace["objective"], color="black", label="objective"),
-        *ax.plot(trace["step"], trace["likelihood"], color="C0", label="likelihood"),
-        *right.plot(trace["step"], trace["penalty"], color="C1", label="penalty"),
-    ]
+    ax.plot(trace["step"], trace["objective"], color="black", label="objective")
+    ax.plot(trace["step"], trace["likelihood"], color="C0", label="likelihood")
+    right.plot(trace["step"], trace["penalty"], color="C1")
     ax.set(xlabel="step", ylabel="nats", title="Final fit")
+    right.set_ylim(0, 1.35 * max(trace["penalty"]) or 1.0)  # below the legend
     right.set_ylabel("penalty", color="C1")
     right.tick_params(axis="y", colors="C1")
     for a in (ax, right):
         a.spines["top"].set_visible(False)
-    ax.legend(handles=lines, frameon=False)
+    ax.legend(frameon=False, loc="upper right")
 
 
 def _draw_choice(ax: Axes, path: Mapping[str, NDArray], lam: float, what: str) -> None:

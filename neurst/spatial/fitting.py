@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
 from neurst.core.fit import Field, FitConfig, Loadings, fit_field
@@ -195,6 +194,8 @@ def residual_directions(problem: Problem, rank: int, random_state: int = 0) -> N
     def adjoint(u):
         u = rows * u.ravel()
         return columns * (y.T @ u - right * (left @ u))
+
+    from scipy.sparse.linalg import LinearOperator, svds  # slow to import
 
     start = np.random.default_rng(random_state).standard_normal(min(n, g))
     operator = LinearOperator((n, g), matvec=forward, rmatvec=adjoint, dtype=float)
@@ -431,6 +432,22 @@ def fit_expression(
     train, test = _split(everything, path, model.config.random_state)
     tick = _Ticker(planned_steps(lam, len(active), model.config, path), on_step)
 
+    lam, tried, score, known_scores = _hold_out(model, lam, path, train, test, box, tick)
+    gene_scores = np.zeros(len(problem.genes))
+    gene_scores[np.isin(problem.genes, train.genes)] = known_scores
+    final = model.fit(everything, box, lam, on_step=tick.at("fitting"))
+    field = _assemble(final, problem, active, problem.size is not None, target_sum)
+    history = {name: np.array(values) for name, values in final.history.items()}
+    return Fitted(field, float(lam), tried, score, gene_scores, history)
+
+
+def _hold_out(
+    model: Model, lam: float | str, path: LamPath, train: Problem, test: Problem, box: Box, tick: _Ticker
+) -> tuple[float, dict[str, NDArray], float, NDArray]:
+    """`lam`, the strengths tried, and the scores of held-out spots, overall and for each gene of `train`."""
+    if len(train.genes) == 0:  # all that varies is held out: nothing to choose by, nothing explained
+        lam = path.start if lam == "auto" else lam
+        return lam, {"lam": np.array([lam]), "score": np.zeros(1)}, 0.0, np.zeros(0)
     found, tried = None, {}
     if lam == "auto":
         subset = train.most_variable(path.n_genes)
@@ -442,16 +459,8 @@ def fit_expression(
         found = choice.found if len(subset) == len(train.genes) else None
     if found is None:
         found = model.fit(train, box, lam, on_step=tick.at("held-out score"))
-    score, known_scores = _scores(found, train, test)
-    tried = tried or {"lam": np.array([lam]), "score": np.array([score])}
-    index = {g: i for i, g in enumerate(problem.genes)}
-    gene_scores = np.zeros(len(problem.genes))
-    gene_scores[[index[g] for g in train.genes]] = known_scores
-
-    final = model.fit(everything, box, lam, on_step=tick.at("fitting"))
-    field = _assemble(final, problem, active, problem.size is not None, target_sum)
-    history = {name: np.array(values) for name, values in final.history.items()}
-    return Fitted(field, float(lam), tried, score, gene_scores, history)
+    score, gene_scores = _scores(found, train, test)
+    return lam, tried or {"lam": np.array([lam]), "score": np.array([score])}, score, gene_scores
 
 
 @dataclass(eq=False)

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, issparse
-from scipy.spatial import cKDTree
 from scipy.special import xlogy
 
-from neurst.spatial.tissue import geometry
+from neurst.spatial.tissue import geometry, kd_tree
 
 Counts = NDArray | csr_array
 CELLS = 4_000_000  # most entries of a sparse matrix made dense at once
@@ -66,7 +65,7 @@ def _blocks(coords: NDArray, rng: np.random.Generator, fraction: float, share: f
     extent = extent[extent > 0]
     d = len(extent)
     radius = (np.prod(extent) * share / (pi ** (d / 2) / gamma(d / 2 + 1))) ** (1 / d)  # a d-ball of that volume
-    hidden, tree = np.zeros(len(coords), bool), cKDTree(coords)
+    hidden, tree = np.zeros(len(coords), bool), kd_tree(coords)
     while hidden.mean() < fraction:
         hidden[tree.query_ball_point(coords[rng.integers(len(coords))], radius)] = True
     return np.flatnonzero(hidden)
@@ -266,7 +265,7 @@ def kernel_cv(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, *
     >>> kernel_cv(rng.random((40, 2)), rng.poisson(3.0, (40, 5)), np.full(40, 15.0), rng.random((7, 2))).shape
     (7, 5)
     """
-    pitch = np.median(cKDTree(x).query(x, 2)[0][:, 1]) or geometry(x).pitch  # 0 where most positions are duplicates
+    pitch = np.median(kd_tree(x).query(x, 2)[0][:, 1]) or geometry(x).pitch  # 0 where most positions are duplicates
     kernels = [partial(_kernel_sums, bandwidth=pitch * h) for h in (0.5, 0.8, 1.2, 1.8, 2.5, 4)]
     return _cross_validated(kernels, [0.05, 0.5, 2, 8], x, counts, size, query, random_state)
 
@@ -303,7 +302,7 @@ def _shrunk(counts: NDArray, size: NDArray, null: NDArray, prior: float) -> NDAr
 
 
 def _nearest_sums(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike) -> tuple[NDArray, NDArray]:
-    nearest = cKDTree(x).query(query)[1]
+    nearest = kd_tree(x).query(query)[1]
     return _dense(counts[nearest]), np.ravel(size)[nearest]
 
 
@@ -311,13 +310,13 @@ def _kernel_sums(
     x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, bandwidth: float
 ) -> tuple[NDArray, NDArray]:
     """Weighted sums of counts (M, G) and of library sizes (M,) around each query."""
-    tree, query, size = cKDTree(x), np.asarray(query, float), np.ravel(size)
+    tree, query, size = kd_tree(x), np.asarray(query, float), np.ravel(size)
     weights = (_weights(tree, query[i : i + QUERIES], bandwidth) for i in range(0, len(query), QUERIES))
     sums, sizes = zip(*((_dense(w @ counts), w @ size) for w in weights), strict=True)
     return np.concatenate(sums), np.concatenate(sizes)
 
 
-def _weights(tree: cKDTree, query: NDArray, bandwidth: float) -> csr_array:
-    near = cKDTree(query).sparse_distance_matrix(tree, 4 * bandwidth, output_type="ndarray")
+def _weights(tree, query: NDArray, bandwidth: float) -> csr_array:
+    near = kd_tree(query).sparse_distance_matrix(tree, 4 * bandwidth, output_type="ndarray")
     weight = np.exp(-((near["v"] / bandwidth) ** 2) / 2)
     return csr_array((weight, (near["i"], near["j"])), shape=(len(query), tree.n))

@@ -724,10 +724,11 @@ def read_measured(
     return values * (target / size)[:, None]
 
 
-def read_source(adata: AnnData, key: str) -> tuple[str | None, str]:
-    """The layer and the `spatial_key` that a field was fitted to."""
+def read_source(adata: AnnData, key: str) -> tuple[str | None, str, str | None]:
+    """The layer, the `spatial_key` and the column of library sizes (None: totals, or an array) that a field was fitted to."""
     params = adata.uns[key]["params"]
-    return None if params["layer"] == "X" else str(params["layer"]), str(params["spatial_key"])
+    layer, spatial_key, size = (str(params[name]) for name in ("layer", "spatial_key", "size_factors"))
+    return None if layer == "X" else layer, spatial_key, None if size in ("totals", "array") else size
 
 
 def read_gradient(adata: AnnData, key: str, genes: Sequence[str], n_dims: int) -> NDArray:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 MAX_POINTS = 20_000_000  # most points a query lattice may have
 CHUNK = 2_000_000  # most rows of a query lattice looked at together
@@ -31,6 +30,13 @@ class Geometry:
     basis: NDArray  # (d, d), lattice vectors as rows
     origin: NDArray  # (d,)
     support_radius: float  # a point this near to a measured position counts as tissue
+
+
+def kd_tree(coords: ArrayLike):
+    """A scipy ``cKDTree``; imported here because `scipy.spatial` takes longer to import than all of neurst."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(coords)
 
 
 def distinct(coords: ArrayLike) -> NDArray:
@@ -99,7 +105,7 @@ def geometry(
     ('square', 100.0)
     """
     points = distinct(coords)
-    distance, index = cKDTree(points).query(points, 7)  # the point itself and as many neighbours as a lattice has
+    distance, index = kd_tree(points).query(points, 7)  # the point itself and as many neighbours as a lattice has
     distance, index = distance[:, 1:], index[:, 1:]
     pitch = float(np.median(distance[:, 0]))
     if points.shape[1] == 2 and (np.abs(distance[:, 0] / pitch - 1) <= tolerance).mean() >= agreement:
@@ -164,7 +170,7 @@ def distance_to_spots(query: ArrayLike, coords: ArrayLike) -> NDArray:
     >>> distance_to_spots([[3.0, 4.0]], [[0.0, 0.0], [9.0, 9.0]])
     array([5.])
     """
-    return cKDTree(coords).query(query)[0]
+    return kd_tree(coords).query(query)[0]
 
 
 def query_lattice(

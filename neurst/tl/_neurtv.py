@@ -151,8 +151,9 @@ def neurtv_fit(
         likelihood=likelihood,
         size_factors=size_factors,
     )
-    config = FitConfig(steps=steps, device=device, random_state=random_state)
-    model, path = Model(reading.likelihood, regulariser, spec, rank, config), LamPath()
+    # int: a number of numpy is no seed for torch
+    config = FitConfig(steps=int(steps), device=device, random_state=int(random_state))
+    model, path = Model(reading.likelihood, regulariser, spec, int(rank), config), LamPath()
     with _progress_bar(planned_steps(lam, len(reading.genes), config, path), progress) as on_step:
         fitted = fit_expression(
             reading.problem, model, lam=lam, target_sum=reading.target_sum, path=path, on_step=on_step
@@ -162,6 +163,11 @@ def neurtv_fit(
         "layer": "X" if layer is None else layer,
         "spatial_key": spatial_key,
         "likelihood": reading.likelihood,
+        "size_factors": size_factors
+        if isinstance(size_factors, str)
+        else "totals"
+        if size_factors is None
+        else "array",
         "penalty": str(penalty),
         "lam": lam,
         "rank": rank,

@@ -197,6 +197,8 @@ def test_a_fit_that_goes_on_keeps_the_box_and_the_channels_of_its_start():
     second = fit(NOISY[part], coords=COORDS[part], start=first, steps=1, learning_rate=1e-9)
     torch.testing.assert_close(second(COORDS), first(COORDS))
     assert second.box == first.box
+    few = fit(head=Loadings(normal(3, 2), torch.zeros(3)), n_latent=2, penalty=TGV())
+    assert fit(start=few, penalty=TGV()).n_latent == 2
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,7 @@ def test_loadings_spread_few_latent_channels_over_many(gain, batches):
     found = fit(head=Loadings(normal(3, 2), torch.zeros(3), gain), n_latent=2, steps=200, lam=5.0, **batches)
     assert found.latent(COORDS).shape == (N, 2)
     assert found(COORDS).shape == (N, 3)
+    torch.testing.assert_close(found.head.loadings(), found.head.weight * (1.0 if gain is None else gain[:, None]))
     torch.testing.assert_close(found(COORDS), found.latent(COORDS) @ found.head.loadings().T + found.head.bias)
     # the best rank-2 fit without any prior
     u, s, v = torch.linalg.svd(truth(COORDS) - truth(COORDS).mean(0), full_matrices=False)

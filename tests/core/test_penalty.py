@@ -288,6 +288,12 @@ def test_weights_have_mean_one_and_are_low_at_edges(penalty):
     assert off.max() < 3
 
 
+@pytest.mark.parametrize("penalty", [SpaceVariantTV(neighbours=100), EdgeWeightedTV(neighbours=1000)], ids=repr)
+def test_weights_averaged_over_all_points_are_one(penalty):
+    weight = penalty.refreshed(slanted_edge, uniform(100, 2)).at(uniform(N, 2)).weight
+    torch.testing.assert_close(weight, torch.ones(N).double())
+
+
 @pytest.mark.parametrize("penalty", [SpaceVariantTV(), EdgeWeightedTV()], ids=repr)
 def test_weights_carry_no_unit(penalty):
     anchors, x = uniform(100, 2), uniform(N, 2)

@@ -349,6 +349,18 @@ def test_genes_without_training_values_score_nothing(make):
     assert fitted.field(problem.coords)[:, 2].any()  # but the final fit has seen it
 
 
+@pytest.mark.parametrize("lam", [30.0, "auto"])
+def test_a_gene_seen_on_held_out_spots_only_can_be_fitted_on_its_own(lam):
+    problem = counted()
+    held = holdout.split(problem.coords, "random", random_state=0, fraction=0.2)[1]
+    values = np.zeros((N, 1), dtype=np.float32)
+    values[held[:2]] = 1
+    fitted = fit(Problem(problem.coords, values, problem.size, problem.genes[:1]), lam=lam, path=SHORT, steps=5)
+    assert fitted.lam == (30 if lam == 30 else SHORT.start)
+    assert fitted.score == fitted.gene_scores[0] == fitted.path["score"][0] == 0
+    assert (fitted.field(problem.coords) > 0).all()
+
+
 def test_the_same_seed_gives_the_same_numbers():
     a, b = fit(counted()), fit(counted())
     np.testing.assert_array_equal(a.field(counted().coords), b.field(counted().coords))

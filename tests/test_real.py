@@ -1,0 +1,30 @@
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from real import load, needs_data
+
+from neurst.spatial.holdout import deviance_explained, split
+from neurst.tl import neurtv_fit, neurtv_query
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "mode", "floor"),
+    [
+        ("visium_dlpfc_151673", "random", 0.375),
+        ("visium_dlpfc_151673", "block", 0.305),
+        ("st_mob_rep11", "random", 0.38),
+    ],
+)
+def test_defaults_predict_held_out_spots_of_real_sections(name, mode, floor):
+    coords, counts, size, genes = load(name, 300)
+    train, test = split(coords, mode)
+    names = pd.DataFrame(index=[f"spot{i}" for i in train])
+    adata = AnnData(counts[train], obs=names, var=pd.DataFrame(index=genes), obsm={"spatial": coords[train]})
+    neurtv_fit(adata, size_factors=size[train], progress=False)  # the library is that of all genes of the file
+    out = neurtv_query(adata, coords[test], outside="extrapolate")
+    rate = out.X.astype(float) / out.uns["neurtv_query"]["target_sum"]
+    score = deviance_explained(counts[test], size[test], rate, counts[train].sum(0) / size[train].sum())
+    print(f"{name}, {mode}: {score:.4f} at lam = {adata.uns['neurtv']['lam']:.0f}, {np.median(size):.0f} counts a spot")
+    assert score >= floor

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from neurst import get
+from neurst.datasets import SyntheticTissue, synthetic_visium
+from neurst.spatial.holdout import kernel_cv, nearest_cv
+from neurst.tl import neurtv_fit, neurtv_superres
+
+
+@pytest.fixture(scope="module")
+def section():
+    """A synthetic section, a lattice three times as dense, and the true log-rates there."""
+    adata = synthetic_visium()
+    neurtv_fit(adata, progress=False)
+    dense = neurtv_superres(adata, factor=3)
+    return adata, dense, SyntheticTissue(**adata.uns["synthetic"]).log_rate(dense.obsm["spatial"])
+
+
+def rmse(a, b):
+    return np.sqrt(np.mean((a - b) ** 2))
+
+
+def test_log_rates_between_the_spots_are_30_percent_nearer_to_the_truth_than_those_of_the_baselines(section):
+    adata, dense, truth = section
+    known = adata.obsm["spatial"], adata.X, np.asarray(adata.X.sum(1)).ravel(), dense.obsm["spatial"]
+    best = min(rmse(np.log(baseline(*known)), truth) for baseline in (nearest_cv, kernel_cv))
+    ours = rmse(np.log(dense.X / dense.uns["neurtv_query"]["target_sum"]), truth)
+    print(f"RMSE of log-rates: {ours:.4f}, best baseline {best:.4f}")
+    assert ours <= 0.7 * best
+
+
+def test_genes_without_a_pattern_are_known_by_their_score(section):
+    adata, _, _ = section
+    score, pattern = adata.var["neurtv_deviance_explained"], adata.var["pattern"]
+    assert score[pattern == "flat"].max() < 0.02
+    assert score[pattern == "layer"].median() > 0.4
+
+
+def test_edges_are_at_the_boundaries_of_the_layers(section):
+    adata, dense, _ = section
+    tissue, points = SyntheticTissue(**adata.uns["synthetic"]), dense.obsm["spatial"]
+    here, angle = tissue.layer(points), np.linspace(0, 2 * np.pi, 13)[:-1]
+
+    def meets_another_layer(distance):  # in pitches
+        ring = tissue.pitch * distance * np.column_stack([np.cos(angle), np.sin(angle)])
+        return np.any([tissue.layer(points + step) != here for step in ring], axis=0)
+
+    edge, inside = get.field(dense).edge(points), tissue.inside(points)
+    at, away = inside & meets_another_layer(0.5), inside & ~meets_another_layer(2)
+    assert np.median(edge[at]) > 5 * np.median(edge[away])
