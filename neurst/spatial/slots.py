@@ -142,7 +142,7 @@ def check_one_section(adata: AnnData, library_key: str | None) -> None:
         column, section = "column", "section"
     if len(sections) > 1:
         msg = (
-            f"{where} names {len(sections)} sections ({_names(sections)}), whose coordinates are not shared: split by section and fit each "
+            f"{where} names {len(sections)} sections ({_names(sections)}), each with coordinates of its own: split by section and fit each "
             f"on its own, `one = adata[adata.obs[{column}] == {section}].copy()` and `neurst.tl.neurtv_fit(one, library_key={column})`"
         )
         raise ValueError(msg)

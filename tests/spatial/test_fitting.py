@@ -143,14 +143,14 @@ def test_the_null_is_the_mean_rate_or_the_mean(container):
 
 @each_container
 def test_the_most_variable_genes_vary_most_about_their_mean_rate(container):
-    problem = counted()
-    mean, variance = problem.values.mean(0, dtype=float), problem.values.var(0, dtype=float)
-    kept = known(problem)
-    fano = (variance / np.where(mean > 0, mean, 1))[problem.active()]
-    np.testing.assert_array_equal(stored_as(container, kept).most_variable(5), np.sort(np.argsort(-fano)[:5]))
-    plain = np.sort(np.argsort(-normalised().values.std(0))[:5])
-    np.testing.assert_array_equal(stored_as(container, normalised()).most_variable(5), plain)
-    assert len(kept.most_variable(99)) == G - 1
+    rng = np.random.default_rng(0)
+    factor = np.where(np.arange(6) % 2, rng.gamma(2, 0.5, (300, 1)), 1)  # every other gene is over-dispersed
+    counts = rng.poisson(factor * [90, 3, 90, 20, 3, 60]).astype(np.float32)
+    genes = np.array(list("abcdef"))
+    problem = Problem(np.zeros((300, 2)), container(counts), np.ones(300), genes)
+    np.testing.assert_array_equal(problem.most_variable(3), [1, 3, 5])
+    np.testing.assert_array_equal(dataclasses.replace(problem, size=None).most_variable(3), [2, 3, 5])  # in all
+    np.testing.assert_array_equal(problem.most_variable(99), range(6))
 
 
 @each_container
@@ -229,7 +229,7 @@ def test_a_step_takes_all_spots_unless_they_are_too_many_values(n_spots, n_genes
         (LamPath(start=100, ratio=2, stop=800), [100, 200, 400, 800]),
         (LamPath(start=100, ratio=2, stop=799), [100, 200, 400]),
         (LamPath(start=10, ratio=10, stop=1000), [10, 100, 1000]),
-        (LamPath(start=0.1, ratio=3, stop=0.9), [0.1, 0.3, 0.9]),  # 2.9999999999999996 stages
+        (LamPath(start=1, ratio=10, stop=1000), [1, 10, 100, 1000]),  # 2.9999999999999996 stages
         (LamPath(start=50, ratio=2.5, stop=50), [50]),
     ],
 )
@@ -268,6 +268,13 @@ def test_the_path_goes_from_weak_to_strong_until_the_score_falls(make):
     assert score[-1] < best == score[-2]
     assert fitted.lam == vertex(list(lam), list(score))
     assert fitted.score == pytest.approx(best, abs=1e-6)
+
+
+def test_a_stage_of_the_path_goes_on_from_the_last_one():
+    path = LamPath(start=30, ratio=1.1, stop=34, first_steps=100, stage_steps=1)
+    first, second = fit(counted(), lam="auto", path=path, steps=1).path["score"][:2]
+    assert second == pytest.approx(first, abs=0.1)
+    assert fit(counted(), steps=1).score < first - 0.2  # what one step from nothing gives
 
 
 @pytest.mark.parametrize("lam", [30.0, 0.0])
