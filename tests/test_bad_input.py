@@ -291,6 +291,7 @@ READS = {
     "lattice of another dimension": (whole, superres(lattice="cubic"), ValueError, "`lattice` is 'cubic': in 2-d choose one of 'auto', 'hexagonal', 'square'"),
     "key of your own is unknown": (whole, superres(key="mine"), KeyError, "`key='mine'` is not in `adata.uns`, which holds 'neurtv': call `neurst.tl.neurtv_fit(adata, key_added='mine')`"),
     "spots were renamed": (renamed, superres(), ValueError, "the field in `adata.uns['neurtv']` was fitted to other spots ... names ... Refit with `neurst.tl.neurtv_fit(adata)`"),
+    "spots changed places": (moved(lambda x: x[::-1]), superres(), ValueError, "was fitted to other coordinates than `adata.obsm['spatial']` holds now. Refit with"),
     "spots were moved": (moved(lambda x: x + 1), superres(), ValueError, "was fitted to other coordinates than `adata.obsm['spatial']` holds now. Refit with"),
     "positions have become 3-d": (moved(lambda x: np.column_stack([x, x[:, 0]])), superres(), ValueError, "was fitted to other coordinates"),
     "spots were dropped": (lambda adata: adata[:30].copy(), superres(), ValueError, "was fitted to other spots than the 30 of `adata` now"),
@@ -314,7 +315,6 @@ WITHOUT_A_FIT = {
     "lattice is unknown": (superres(lattice="hex"), ValueError, "`lattice='hex'` is unknown"),
     "factor is zero": (superres(factor=0), ValueError, "`factor=0`"),
     "gene is unknown": (superres(genes="gene3"), KeyError, "'gene3': did you mean 'Gene3'?"),
-    "key is unknown": (superres(key="mine"), KeyError, "`key='mine'` is not in `adata.uns`"),
 }
 
 
@@ -323,6 +323,13 @@ def test_bad_options_are_refused_before_a_field_is_fitted_for_them(no_training, 
     adata = section()
     with refused(adata, error, words):
         call(adata)
+
+
+def test_an_unknown_key_beside_a_fit_is_taken_for_a_slip():
+    adata = section()
+    fit(adata)
+    with refused(adata, KeyError, "`key='mine'` is not in `adata.uns`"):
+        neurtv_superres(adata, key="mine")
 
 
 @pytest.mark.parametrize("lattice", ["hexagonal", "square"])

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from neurst.pl import _draw
-from neurst.spatial import slots
+from neurst.spatial import door, slots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,14 +112,14 @@ def superres(
 def _drawable(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str, layer: str | None) -> list[str]:
     """Names of `adata`, and of the fit unless a layer is to be drawn as it is."""
     fitted = set(kept.field.genes)
-    return slots.known_genes(genes, [g for g in adata.var_names if layer is not None or g in fitted])
+    return door.known_genes(genes, [g for g in adata.var_names if layer is not None or g in fitted])
 
 
 def _field(adata: AnnData, kept: slots.Stored, key: str, names: list[str], layer: str | None) -> _draw.Cloud:
     """The field at the points of `adata` that are tissue."""
     layer = slots.values_layer(adata, key) if layer is None else layer
-    tissue = slots.in_tissue(adata)
-    coords, values = slots.read_coords(adata, kept.spatial_key), slots.read_genes(adata, names, layer)
+    tissue = door.in_tissue(adata)
+    coords, values = door.read_coords(adata, kept.spatial_key), slots.read_genes(adata, names, layer)
     return _draw.Cloud(coords[tissue], values[tissue])
 
 
@@ -132,11 +132,11 @@ def _measured(
     size_factors: str | Sequence[float] | None,
 ) -> _draw.Cloud:
     """Measured expression in the unit of the field, at the spots that are tissue."""
-    names = slots.known_genes(names, list(spots.var_names))
+    names = door.known_genes(names, list(spots.var_names))
     layer, spatial_key, column = slots.read_source(adata, key)
     size_factors = column if size_factors is None else size_factors
-    tissue = slots.in_tissue(spots)
-    coords, values = slots.read_coords(spots, spatial_key), slots.read_measured(spots, kept, names, layer, size_factors)
+    tissue = door.in_tissue(spots)
+    coords, values = door.read_coords(spots, spatial_key), slots.read_measured(spots, kept, names, layer, size_factors)
     if coords.shape[1] != kept.field.n_dims:
         msg = f"`spots` have {coords.shape[1]} coordinates, the field has {kept.field.n_dims}: pass the spots it was fitted to"
         raise ValueError(msg)
@@ -223,7 +223,7 @@ def gradient(
     if kept.field.n_dims == 3:
         msg = "`genes`: arrows of 3-d positions cannot be read in a picture; call `neurst.pl.gradient(adata)` for the boundary map"
         raise ValueError(msg)
-    slopes = slots.read_gradient(adata, key, names, 2)[slots.in_tissue(adata)]
+    slopes = slots.read_gradient(adata, key, names, 2)[door.in_tissue(adata)]
     cmap = "viridis" if cmap is None else cmap
     axes = superres(adata, genes, key=key, cmap=cmap, vmin=vmin, vmax=vmax, size=size, ax=ax)
     cloud = _field(adata, kept, key, names, None)
@@ -236,8 +236,8 @@ def gradient(
 
 def _edge(adata: AnnData, kept: slots.Stored, key: str) -> _draw.Cloud:
     """The boundary map at the points of `adata` that are tissue."""
-    tissue = slots.in_tissue(adata)
-    return _draw.Cloud(slots.read_coords(adata, kept.spatial_key)[tissue], slots.read_edge(adata, key)[tissue, None])
+    tissue = door.in_tissue(adata)
+    return _draw.Cloud(door.read_coords(adata, kept.spatial_key)[tissue], slots.read_edge(adata, key)[tissue, None])
 
 
 def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None) -> NDArray:

@@ -19,7 +19,7 @@ from neurst.core import nets
 from neurst.core.fit import FitConfig, resolve_device
 from neurst.core.nets import Network, as_network
 from neurst.core.penalty import PENALTIES, as_penalty
-from neurst.spatial import slots
+from neurst.spatial import door, slots
 from neurst.spatial.fitting import LIKELIHOODS, LamPath, Model, fit_expression, planned_steps
 from neurst.spatial.tissue import CHOICES, geometry, query_lattice
 
@@ -142,7 +142,7 @@ def neurtv_fit(
     _check_whole(0, random_state=random_state)
     _check_device(device)
     spec, regulariser = as_network(network), as_penalty(penalty)
-    reading = slots.read(
+    reading = door.read(
         adata,
         genes=genes,
         layer=layer,
@@ -225,7 +225,7 @@ def _check_device(device: str) -> None:
 
 def _genes(kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
     fitted = list(kept.field.genes)
-    return fitted if genes is None else slots.known_genes(genes, fitted, "genes of the field")
+    return fitted if genes is None else door.known_genes(genes, fitted, "genes of the field")
 
 
 def neurtv_superres(
@@ -241,8 +241,8 @@ def neurtv_superres(
 ) -> AnnData:
     """Expression on a dense lattice inside the tissue, as a new AnnData.
 
-    Reads the field stored under ``uns[key]``. If `key` is left at its default and there is no such field, :func:`neurtv_fit` is
-    called with its defaults first, so `adata` then also holds the fit.
+    Reads the field stored under ``uns[key]``. If there is none, :func:`neurtv_fit` is called with its defaults first, so `adata`
+    then also holds the fit; but a `key` other than the default is taken for a slip if there are fits under other names.
 
     Parameters
     ----------
@@ -294,8 +294,8 @@ def neurtv_superres(
     if lattice not in LATTICES:
         msg = f"`lattice={lattice!r}` is unknown: choose one of {list(LATTICES)}"
         raise ValueError(msg)
-    if key == slots.DEFAULT_KEY and key not in adata.uns:
-        slots.gene_index(adata, genes)  # before a fit that takes its time
+    if key not in adata.uns and (key == slots.DEFAULT_KEY or not slots.holds_fit(adata)):
+        door.gene_index(adata, genes)  # before a fit that takes its time
         neurtv_fit(adata, key_added=key, progress=progress)
     kept = slots.stored(adata, key)
     slots.check_same_spots(adata, kept, key)
@@ -392,7 +392,7 @@ def neurtv_query(
 
 
 def _check_coords(coords: ArrayLike, spots: NDArray) -> NDArray:
-    coords = slots.as_floats(coords, "`coords`")
+    coords = door.as_floats(coords, "`coords`")
     d = spots.shape[1]
     if coords.ndim != 2 or coords.shape[1] != d or len(coords) == 0:
         msg = f"`coords` has shape {coords.shape}: expected (N, {d}) with N >= 1, one row for each point"
@@ -447,7 +447,7 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
     Raises
     ------
     KeyError, ValueError
-        If there is no such fit or gene, or the layers would be above 2 GB: differentiate fewer genes then, or use
+        If there is no such fit or gene, or a layer would be above 2 GB: keep the genes you need then, or use
         :func:`neurst.get.field`.
 
     Examples
@@ -465,9 +465,9 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
 
 def _genes_of(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
     """Fitted genes that `adata` still has."""
-    slots.check_var_names(adata)
+    door.check_var_names(adata)
     if genes is not None:
-        return slots.known_genes(_genes(kept, genes), list(adata.var_names), "genes in `adata.var_names`")
+        return door.known_genes(_genes(kept, genes), list(adata.var_names), "genes in `adata.var_names`")
     left = [g for g in kept.field.genes if g in adata.var_names]
     if not left:
         msg = f"none of the {len(kept.field.genes)} genes of the field is in `adata.var_names`: give them back their names, or refit"

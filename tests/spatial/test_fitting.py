@@ -145,7 +145,7 @@ def test_the_null_is_the_mean_rate_or_the_mean(container):
 def test_the_most_variable_genes_vary_most_about_their_mean_rate(container):
     rng = np.random.default_rng(0)
     factor = np.where(np.arange(6) % 2, rng.gamma(2, 0.5, (300, 1)), 1)  # every other gene is over-dispersed
-    counts = rng.poisson(factor * [90, 3, 90, 20, 3, 60]).astype(np.float32)
+    counts = rng.poisson(factor * [90, 3, 150, 20, 3, 60]).astype(np.float32)
     genes = np.array(list("abcdef"))
     problem = Problem(np.zeros((300, 2)), container(counts), np.ones(300), genes)
     np.testing.assert_array_equal(problem.most_variable(3), [1, 3, 5])
