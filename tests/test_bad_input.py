@@ -325,13 +325,6 @@ def test_bad_options_are_refused_before_a_field_is_fitted_for_them(no_training, 
         call(adata)
 
 
-def test_an_unknown_key_beside_a_fit_is_taken_for_a_slip():
-    adata = section()
-    fit(adata)
-    with refused(adata, KeyError, "`key='mine'` is not in `adata.uns`"):
-        neurtv_superres(adata, key="mine")
-
-
 @pytest.mark.parametrize("lattice", ["hexagonal", "square"])
 def test_a_lattice_of_the_plane_is_refused_in_space(lattice):
     adata = section(d=3)
