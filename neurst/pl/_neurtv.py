@@ -297,5 +297,7 @@ def _draw_choice(ax: Axes, path: Mapping[str, NDArray], lam: float, what: str) -
     ax.axvline(lam, color="0.6", linestyle="--", linewidth=1, label=f"lam = {lam:.3g}")
     ax.plot(path["lam"], path["score"], "o-", color="C0", markersize=4)
     ax.set(xscale="log", xlabel="lam (nats)", ylabel=f"held-out {what} explained", title="Prior strength")
+    ax.set_xticks(path["lam"], [f"{tried:.4g}" for tried in path["lam"]])
+    ax.set_xticks([], minor=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
