@@ -117,20 +117,26 @@ class Loadings(nn.Module):
     weight, bias
         Start of V (C, r) and b (C,).
     gain
-        (C,) fixed unit of each channel, such as its standard deviation; 1 if None.
+        (C,) fixed unit of each channel, such as its standard deviation; 1 if None. What is learned is in this unit, so that the
+        steps of an optimiser are as well.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor | None = None):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(bias.clone() if gain is None else bias / gain)
         self.register_buffer("gain", None if gain is None else gain.clone()[:, None])
 
     def loadings(self) -> Tensor:  # -> (C, r)
         """``gain V``."""
         return self.weight if self.gain is None else self.gain * self.weight
 
+    def intercept(self) -> Tensor:  # -> (C,)
+        """``b``."""
+        return self.bias if self.gain is None else self.gain[:, 0] * self.bias
+
     def forward(self, z: Tensor, channels: Tensor | None = None) -> Tensor:
-        weight, bias = self.loadings(), self.bias
+        weight, bias = self.loadings(), self.intercept()
         if channels is not None:
             weight, bias = weight[channels], bias[channels]
         return nn.functional.linear(z, weight, bias)

@@ -383,7 +383,7 @@ def _assemble(found: Field, problem: Problem, active: NDArray, log_link: bool, t
         intercept = np.log(null) if log_link else null
     loadings = np.zeros((len(null), rotation.shape[1]))
     loadings[active] = turned
-    intercept[active] = head.bias.detach().double().numpy() + change
+    intercept[active] = head.intercept().detach().double().numpy() + change
     net = found.net.double().requires_grad_(False)
     return ExpressionField(problem.genes, found.box, net, rotation, shift, loadings, intercept, log_link, target_sum)
 

@@ -273,7 +273,7 @@ def test_loadings_spread_few_latent_channels_over_many(gain, batches):
     assert found.latent(COORDS).shape == (N, 2)
     assert found(COORDS).shape == (N, 3)
     torch.testing.assert_close(found.head.loadings(), found.head.weight * (1.0 if gain is None else gain[:, None]))
-    torch.testing.assert_close(found(COORDS), found.latent(COORDS) @ found.head.loadings().T + found.head.bias)
+    torch.testing.assert_close(found(COORDS), found.latent(COORDS) @ found.head.loadings().T + found.head.intercept())
     # the best rank-2 fit without any prior
     u, s, v = torch.linalg.svd(truth(COORDS) - truth(COORDS).mean(0), full_matrices=False)
     floor = s[2] / (3 * N) ** 0.5

@@ -431,6 +431,15 @@ def test_units_of_the_coordinates_do_not_matter(make, network):
     assert there.score == pytest.approx(here.score, abs=1e-3)
 
 
+def test_units_of_normalised_values_do_not_matter():
+    problem, unit = normalised(), 2.0 ** np.arange(-6, 7)  # exact in floating point
+    other = dataclasses.replace(problem, values=(problem.values * unit).astype(np.float32))
+    here, there = fit(problem), fit(other)
+    a, b = here.field(problem.coords), there.field(problem.coords) / unit
+    np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+    np.testing.assert_allclose(there.gene_scores, here.gene_scores, atol=1e-3)
+
+
 @each_problem
 @pytest.mark.parametrize("batch", [0, 64], ids=["all spots", "batches"])
 def test_sparse_and_dense_matrices_give_the_same_fit(make, batch):
