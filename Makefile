@@ -12,6 +12,8 @@ PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
 
 export MPLBACKEND ?= Agg
+# Threads that wait give way: by default they spin, and two busy processes on few cores then run many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS))
