@@ -291,9 +291,6 @@ def fit_field(
         net, head, likelihood = (copy.deepcopy(part) for part in (start.net, start.head, start.likelihood))
     model = nn.ModuleList([net, head, likelihood]).to(device, dtype).train()
 
-    def field(points):
-        return net(points)
-
     values, weight, offset = (
         None if part is None else part.to(device, dtype) for part in (samples.values, samples.weight, samples.offset)
     )
@@ -306,7 +303,7 @@ def fit_field(
 
     for step in range(config.steps):
         if step % config.refresh_every == 0 and (step > 0 or start is not None):
-            penalty = penalty.refreshed(field, region.draw(config.refresh_points, generator))
+            penalty = penalty.refreshed(net, region.draw(config.refresh_points, generator))
         points = _draw(n, config.batch_points, generator, device)
         channels = _draw(samples.n_channels, config.batch_channels, generator, device)
         z = net(x if points is None else x[points])[:, :n_latent]
@@ -318,9 +315,7 @@ def fit_field(
         if channels is not None:
             y, w = y[:, channels], w if w is None or w.shape[1] == 1 else w[:, channels]
         nll = likelihood(eta, y, w, channels) * (n / len(z)) * (samples.n_channels / eta.shape[1])
-        variation = (
-            score(penalty, field, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
-        )
+        variation = score(penalty, net, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
         objective = nll + lam * variation + head.prior()
         optimiser.zero_grad(set_to_none=True)
         (objective / n).backward()

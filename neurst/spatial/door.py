@@ -15,7 +15,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from neurst.spatial.fitting import Matrix, Problem, entries, holds_counts, library_size
+from neurst.spatial.problem import Matrix, Problem, entries, holds_counts, library_size
 from neurst.spatial.tissue import distinct
 
 LARGEST = 1e30  # sums of larger values overflow float32

@@ -23,7 +23,8 @@ from neurst.core import nets
 from neurst.core.samples import Box
 from neurst.spatial.door import Reading, in_tissue, names_of, read_coords, read_matrix, read_size
 from neurst.spatial.expression import ExpressionField
-from neurst.spatial.fitting import Fitted, Matrix
+from neurst.spatial.fitting import Fitted
+from neurst.spatial.problem import Matrix
 from neurst.spatial.tissue import distance_to_spots
 
 SCHEMA = 1  # of uns[key]; raise it when the layout below changes

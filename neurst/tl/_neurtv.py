@@ -61,10 +61,10 @@ def neurtv_fit(
 
     .. math::
         y_{ig} \sim \mathrm{Poisson}\big(t_i \exp(b_g + V_g \cdot z(x_i))\big), \qquad
-        \min_{z, V, b} \; -\log p(y) + \lambda \, \mathrm{mean}_x \sum_k |\nabla z_k(x)| + \tfrac12 \|V\|_F^2
+        \min_{z, V, b} \; -\log p(y) + \lambda \, \mathrm{mean}_x\, P(z)(x) + \tfrac12 \|V\|_F^2
 
-    with z a coordinate network with `rank` latent channels, V gene loadings and :math:`t_i` the library size; the derivatives of z
-    are exact (NeurTV :cite:p:`Luo2025`). For normalised data the link is the identity and the noise Gaussian, one scale
+    with z a coordinate network with `rank` latent channels, V gene loadings, :math:`t_i` the library size and P the total variation of
+    z from its exact derivatives (NeurTV :cite:p:`Luo2025`), :math:`\sum_k \|\nabla z_k(x)\|` if isotropic. For normalised data the link is the identity and the noise Gaussian, one scale
     per gene. 20 % of the spots are held out to choose `lam` and to score each gene; the field that is kept is then
     fitted to all spots.
 
@@ -83,8 +83,8 @@ def neurtv_fit(
     size_factors
         Library sizes, an array (n_obs,) or a column of `obs`. If None, totals over *all* genes of the layer.
     penalty
-        ``"isotropic"``, ``"anisotropic"``, ``"vectorial"``, ``"space_variant"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"``
-        or ``"tgv"``, all on the latent field.
+        ``"space_variant"`` (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``,
+        ``"anisotropic"``, ``"vectorial"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``, all on the latent field.
     lam
         Prior strength in nats, or ``"auto"``: a path from weak to strong on held-out spots
         (:class:`neurst.spatial.fitting.LamPath`). A good value hardly moves with the number of spots or genes.

@@ -11,19 +11,8 @@ from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline
 from neurst.core.penalty import PENALTIES, as_penalty
 from neurst.core.samples import Box
 from neurst.spatial import holdout
-from neurst.spatial.fitting import (
-    LamPath,
-    Model,
-    Problem,
-    batch_points,
-    fit_expression,
-    holds_counts,
-    library_size,
-    moments,
-    planned_steps,
-    residual_directions,
-    vertex,
-)
+from neurst.spatial.fitting import LamPath, Model, batch_points, fit_expression, planned_steps, vertex
+from neurst.spatial.problem import Problem, holds_counts, library_size, moments, residual_directions
 
 N, G = 241, 13
 EMPTY = 5  # a gene without counts
