@@ -29,7 +29,7 @@ log = logging.getLogger("neurst")
 
 @contextlib.contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int, int, str], None]]:
-    with tqdm(total=total, disable=not show, unit="step", leave=False) as bar:
+    with tqdm(total=total, disable=not show, unit="step", leave=False, mininterval=0.5) as bar:
 
         def on_step(done: int, planned: int, stage: str) -> None:
             bar.set_description(stage, refresh=False)
