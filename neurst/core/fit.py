@@ -198,8 +198,9 @@ class Field:
             return hessian(self.net, self._inward(coords))[:, : self.n_latent] / self.box.scale**2
 
 
-def _draw(total: int, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
-    return None if n == 0 or n >= total else torch.randperm(total, generator=generator)[:n].to(device)
+def _draw(total: int, n: int, generator: torch.Generator) -> Tensor | None:
+    """Indices of a batch, on the CPU, where they index tensors of any device; None for all."""
+    return None if n == 0 or n >= total else torch.randperm(total, generator=generator)[:n]
 
 
 def fit_field(
@@ -281,7 +282,7 @@ def fit_field(
     device, dtype = resolve_device(config.device), config.dtype
     generator = torch.Generator().manual_seed(config.random_state)
     box = box or (Box.of(samples.coords) if start is None else start.box)
-    x = box.inward(samples.coords.double()).to(device, dtype)
+    x = box.inward(samples.coords.double()).to(dtype).to(device)
     n, d = x.shape
     n_latent = n_latent or (samples.n_channels if start is None else start.n_latent)
     if start is None:
@@ -289,13 +290,14 @@ def fit_field(
         head, likelihood = copy.deepcopy(head or Identity()), copy.deepcopy(likelihood)
     else:
         net, head, likelihood = (copy.deepcopy(part) for part in (start.net, start.head, start.likelihood))
-    model = nn.ModuleList([net, head, likelihood]).to(device, dtype).train()
+    model = nn.ModuleList([net, head, likelihood]).to(dtype).to(device).train()
 
-    values, weight, offset = (
-        None if part is None else part.to(device, dtype) for part in (samples.values, samples.weight, samples.offset)
-    )
+    weight, offset = (None if part is None else part.to(dtype).to(device) for part in (samples.weight, samples.offset))
+    values = samples.values.to(dtype)
     if config.batch_points == 0 or config.batch_points >= n:
         values = rows(values, None)  # every step needs all rows: make them dense once
+    if values.layout == torch.strided:  # not every device holds sparse matrices: their batches are made dense here
+        values = values.to(device)
     region = Region(x, config.jitter * typical_spacing(x, generator), config.near)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
@@ -304,10 +306,10 @@ def fit_field(
     for step in range(config.steps):
         if step % config.refresh_every == 0 and (step > 0 or start is not None):
             penalty = penalty.refreshed(net, region.draw(config.refresh_points, generator))
-        points = _draw(n, config.batch_points, generator, device)
-        channels = _draw(samples.n_channels, config.batch_channels, generator, device)
+        points = _draw(n, config.batch_points, generator)
+        channels = _draw(samples.n_channels, config.batch_channels, generator)
         z = net(x if points is None else x[points])[:, :n_latent]
-        y = rows(values, points)
+        y = rows(values, points).to(device)
         eta = head(z, channels)
         if offset is not None:
             eta = eta + rows(offset, points)

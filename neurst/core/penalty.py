@@ -168,7 +168,7 @@ class SpaceVariantTV(Penalty):
 
     def refreshed(self, field: Callable, x: Tensor) -> SpaceVariantTV:
         tensors = _structure_tensors(field, x, self.neighbours)
-        size, frame = torch.linalg.eigh(tensors)  # ascending
+        size, frame = (part.to(x) for part in torch.linalg.eigh(tensors.cpu()))  # ascending; not every device has it
         size, d = size.clamp_min(0).sqrt().mean(0), x.shape[1]
         a = size[:-1].mean() / size[-1] if d > 1 and size[-1] > 0 else size.new_ones(())
         stretch = torch.cat([(2 - a).expand(d - 1), a[None]])
