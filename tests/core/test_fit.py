@@ -348,3 +348,23 @@ def test_an_objective_that_is_not_finite_stops_the_fit():
 def test_a_device_is_taken_as_named():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("batch", [0, 16])
+def test_a_fit_on_cuda_agrees_with_one_on_the_cpu(batch):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(61, 2, generator=generator)
+    y = torch.poisson(2 * torch.exp(torch.sin(5 * x[:, :1])).expand(-1, 3), generator=generator).to_sparse_csr()
+    fields = [
+        fit_field(
+            Samples(x, y),
+            network=Siren(width=16),
+            likelihood=Poisson(),
+            penalty=SpaceVariantTV(),
+            lam=1.0,
+            config=FitConfig(steps=120, batch_points=batch, n_regularisation=64, device=device, double=True),
+        )
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(fields[1](x), fields[0](x), rtol=1e-3, atol=1e-3)
