@@ -589,6 +589,19 @@ def test_gradient_of_some_genes_leaves_the_others_unmarked(done):
     np.testing.assert_allclose(adata.obs["neurtv_edge"], whole.obs["neurtv_edge"])  # of all fitted genes
 
 
+@pytest.mark.parametrize("outside", ["nan", "extrapolate"])
+def test_the_gradient_of_a_query_is_masked_as_its_values_are(done, outside):
+    coords = done.obsm["spatial"][:9].copy()
+    coords[4] -= 1e4
+    read = tl.neurtv_query(done, coords, outside=outside)
+    tl.neurtv_gradient(read)
+    known = np.isfinite(read.X).all(1)
+    assert known.tolist() == [outside == "extrapolate" or i != 4 for i in range(9)]
+    np.testing.assert_array_equal(np.isfinite(read.layers["neurtv_dx"]).all(1), known)
+    np.testing.assert_array_equal(np.isfinite(read.obs["neurtv_edge"]), known)
+    assert np.isfinite(read.var["neurtv_gradient"]).all()
+
+
 def test_gradient_of_a_dense_section_is_that_of_its_field(done):
     out = tl.neurtv_superres(done, genes=SOME)
     tl.neurtv_gradient(out)

@@ -333,21 +333,30 @@ def write_gradient(adata: AnnData, key: str, kept: Stored, genes: Sequence[str])
         )
         raise ValueError(msg)
     field = kept.field.select(genes)
-    coords, tissue = read_coords(adata, kept.spatial_key), in_tissue(adata)
+    coords, masked = read_coords(adata, kept.spatial_key), _masked(adata, key)
+    tissue = in_tissue(adata) & ~masked
     columns = adata.var_names.get_indexer(genes)
     layers = [_empty_layer(adata) for _ in range(field.n_dims)]
     total = np.zeros(len(genes))
     for rows in _row_chunks(len(coords), len(genes) * field.n_dims):
         gradient = field.gradient(coords[rows])
         total += np.linalg.norm(gradient[tissue[rows]], axis=-1).sum(0)
+        gradient[masked[rows]] = np.nan
         for axis, layer in enumerate(layers):
             layer[rows, columns] = gradient[:, :, axis]
-    edge = kept.field.edge(coords)
+    edge = np.where(masked, np.nan, kept.field.edge(coords))
     make_actual(adata)
     for axis, layer in zip("xyz", layers, strict=False):
         adata.layers[f"{key}_d{axis}"] = layer
-    adata.var[f"{key}_gradient"] = _spread(total / tissue.sum(), columns, adata.n_vars, np.nan)
+    adata.var[f"{key}_gradient"] = _spread(total / max(tissue.sum(), 1), columns, adata.n_vars, np.nan)
     adata.obs[f"{key}_edge"] = edge
+
+
+def _masked(adata: AnnData, key: str) -> NDArray:
+    """(n_obs,) points that a query masked as outside the tissue; none of measured spots."""
+    if adata.uns.get(f"{key}_query", {}).get("outside") != "nan":
+        return np.zeros(adata.n_obs, dtype=bool)
+    return ~adata.obs["in_support"].to_numpy(dtype=bool)
 
 
 def new_adata(

@@ -388,6 +388,7 @@ def neurtv_query(
         )
     if outside == "nan":
         out.X[beyond] = np.nan
+    out.uns[f"{key}_query"]["outside"] = outside
     return out
 
 
