@@ -115,6 +115,7 @@ def test_the_parameters_of_a_fit_are_kept(done):
     expected = {"lam": 400, "steps": 10, "rank": 20, "likelihood": "poisson", "layer": "X", "random_state": 0}
     assert expected.items() <= params.items()
     assert (params["n_spots"], params["n_genes"]) == done.shape
+    assert params["target_sum"] == np.median(np.asarray(done.X.sum(1)))
     assert done.uns["neurtv"]["lam"] == 400.0
     assert set(done.uns["neurtv"]["versions"]) == {"neurst", "torch", "numpy", "anndata"}
 

@@ -163,11 +163,8 @@ def neurtv_fit(
         "layer": "X" if layer is None else layer,
         "spatial_key": spatial_key,
         "likelihood": reading.likelihood,
-        "size_factors": size_factors
-        if isinstance(size_factors, str)
-        else "totals"
-        if size_factors is None
-        else "array",
+        "size_factors": _size_source(size_factors),
+        "target_sum": reading.target_sum,
         "penalty": str(penalty),
         "lam": lam,
         "rank": rank,
@@ -181,6 +178,13 @@ def neurtv_fit(
     slots.write_fit(
         adata, key_added, reading=reading, fitted=fitted, network=spec, params=params, spatial_key=spatial_key
     )
+
+
+def _size_source(size_factors: str | Sequence[float] | None) -> str:
+    """Where library sizes came from: a column of `obs`, the totals, or an array."""
+    if isinstance(size_factors, str):
+        return size_factors
+    return "totals" if size_factors is None else "array"
 
 
 def _check_options(likelihood: str, penalty: str, lam: float | str) -> None:
