@@ -12,8 +12,6 @@ PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
 
 export MPLBACKEND ?= Agg
-# Threads that wait give way: by default they spin, and two busy processes on few cores then run many times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS))
@@ -28,11 +26,13 @@ help:
 	@echo "make docs    the documentation, in docs/_build/html"
 	@echo "make clean   remove .venv and everything that was built"
 
+# Threads that wait spin by default, and two busy processes on few cores then run many times slower: let them give way.
 demo: .venv/.base
-	$(BIN)/python tutorials/demo.py --output demo_output
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tutorials/demo.py --output demo_output
 
+# The fits of the tests are too small to gain from a second thread.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.test
 	$(BIN)/ruff check .
