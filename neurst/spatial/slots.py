@@ -423,10 +423,11 @@ def read_measured(
     adata: AnnData, kept: Stored, genes: Sequence[str], layer: str | None, size_factors: str | Sequence[float] | None
 ) -> NDArray:
     """(n_obs, G) measured expression in the unit of a field; for counts NaN at spots without any."""
-    values = read_genes(adata, genes, layer)
+    matrix = read_matrix(adata, layer)
+    values = _dense(matrix[:, adata.var_names.get_indexer(genes)])
     if not kept.field.log_link:
         return values
-    size = read_size(adata, read_matrix(adata, layer), size_factors)
+    size = read_size(adata, matrix, size_factors)
     size = np.where(size > 0, size, np.nan)
     median, target = np.median(size[size > 0]) if (size > 0).any() else np.nan, kept.field.target_sum
     if max(median / target, target / median) > 2:

@@ -198,7 +198,7 @@ def _check_options(likelihood: str, penalty: str, lam: float | str) -> None:
         raise ValueError(msg)
     automatic = isinstance(lam, str) and lam == "auto"
     if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
-        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (300 to 1000 suits most tissue)"
+        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (100 to 3000 suits most tissue)"
         raise ValueError(msg)
 
 
