@@ -241,7 +241,7 @@ def _edge(adata: AnnData, kept: slots.Stored, key: str) -> _draw.Cloud:
 
 
 def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None) -> NDArray:
-    """How a field was fitted: the course of the final fit, and the choice of `lam`.
+    """How a field was fitted: the course of the final fits, and the choice of `lam`.
 
     Parameters
     ----------
@@ -254,9 +254,9 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
 
     Returns
     -------
-    Array of two Axes. Against the step: objective and negative log-likelihood in nats and, on an axis of its own to the right, the
-    penalty in box units, not multiplied by `lam`. Against the prior strength: the held-out score of each one tried, and a
-    line at the one chosen or given.
+    Array of two Axes. Against the step, for each member: objective and negative log-likelihood in nats and, on an axis of its own to
+    the right, the penalty in box units, not multiplied by `lam`. Against the prior strength, for each penalty: the
+    held-out score of each one tried, and a line at the one chosen or given.
 
     Raises
     ------
@@ -272,19 +272,23 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
     (2,)
     """
     kept = slots.stored(adata, key)
-    trace, path, lam = slots.read_history(adata, key)
+    trace, search, lam = slots.read_history(adata, key)
     axes = _draw.panels((2,), ax, np.array([[0.0, 0.0], [1.0, 0.8]]))
     _draw_course(axes[0], trace)
-    _draw_choice(axes[1], path, lam, "deviance" if kept.field.log_link else "variance")
+    _draw_choice(axes[1], search, lam, "deviance" if kept.field.log_link else "variance")
     return axes
 
 
 def _draw_course(ax: Axes, trace: Mapping[str, NDArray]) -> None:
-    right = ax.twinx()
-    ax.plot(trace["step"], trace["objective"], color="black", label="objective")
-    ax.plot(trace["step"], trace["likelihood"], color="C0", label="likelihood")
-    right.plot(trace["step"], trace["penalty"], color="C1")
-    ax.set(xlabel="step", ylabel="nats", title="Final fit")
+    right, member = ax.twinx(), np.asarray(trace["member"])
+    for m in np.unique(member):
+        step, objective, likelihood, penalty = (
+            np.asarray(trace[name])[member == m] for name in ("step", "objective", "likelihood", "penalty")
+        )
+        ax.plot(step, objective, color="black", label=None if m else "objective")
+        ax.plot(step, likelihood, color="C0", label=None if m else "likelihood")
+        right.plot(step, penalty, color="C1")
+    ax.set(xlabel="step", ylabel="nats", title="Final fits" if member.any() else "Final fit")
     right.set_ylim(0, 1.35 * max(trace["penalty"]) or 1.0)  # below the legend
     right.set_ylabel("penalty", color="C1")
     right.tick_params(axis="y", colors="C1")
@@ -293,11 +297,13 @@ def _draw_course(ax: Axes, trace: Mapping[str, NDArray]) -> None:
     ax.legend(frameon=False, loc="upper right")
 
 
-def _draw_choice(ax: Axes, path: Mapping[str, NDArray], lam: float, what: str) -> None:
-    ax.axvline(lam, color="0.6", linestyle="--", linewidth=1, label=f"lam = {lam:.3g}")
-    ax.plot(path["lam"], path["score"], "o-", color="C0", markersize=4)
+def _draw_choice(ax: Axes, search: Mapping[str, NDArray], lam: Mapping[str, float], what: str) -> None:
+    names, tried, scores = (np.asarray(search[name]) for name in ("penalty", "lam", "score"))
+    for k, (name, chosen) in enumerate(lam.items()):
+        ax.plot(tried[names == name], scores[names == name], "o-", color=f"C{k}", markersize=4)
+        ax.axvline(chosen, color=f"C{k}", linestyle="--", linewidth=1, label=f"{name.replace('_', '-')}, {chosen:.3g}")
     ax.set(xscale="log", xlabel="lam (nats)", ylabel=f"held-out {what} explained", title="Prior strength")
-    ax.set_xticks(path["lam"], [f"{tried:.4g}" for tried in path["lam"]])
+    ax.set_xticks(np.unique(tried), [f"{x:.3g}" for x in np.unique(tried)])
     ax.set_xticks([], minor=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

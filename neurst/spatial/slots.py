@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral
@@ -22,17 +22,18 @@ from scipy import sparse
 from neurst.core import nets
 from neurst.core.samples import Box
 from neurst.spatial.door import Reading, in_tissue, names_of, read_coords, read_matrix, read_size
-from neurst.spatial.expression import ExpressionField
+from neurst.spatial.expression import ExpressionField, Members, SideBySide
 from neurst.spatial.fitting import Fitted
 from neurst.spatial.problem import Matrix
 from neurst.spatial.tissue import distance_to_spots
 
-SCHEMA = 1  # of uns[key]; raise it when the layout below changes
+SCHEMA = 2  # of uns[key]; raise it when the layout below changes
+LEAST_FOR_STD = 4  # members whose spread is worth writing
 LAYER_LIMIT = 2 * 1024**3  # bytes; a larger layer is not written
 DEFAULT_KEY = "neurtv"
 PLACES = (  # of results under a key
-    ("layers", "{}"), ("layers", "{}_dx"), ("layers", "{}_dy"), ("layers", "{}_dz"), ("obsm", "X_{}"), ("varm", "{}_loadings"),
-    ("var", "{}_fitted"), ("var", "{}_empty"), ("var", "{}_deviance_explained"), ("var", "{}_gradient"), ("obs", "{}_edge"),
+    ("layers", "{}"), ("layers", "{}_std"), ("layers", "{}_dx"), ("layers", "{}_dy"), ("layers", "{}_dz"), ("obsm", "X_{}"), ("varm", "{}_loadings"),
+    ("var", "{}_fitted"), ("var", "{}_empty"), ("var", "{}_deviance_explained"), ("var", "{}_dispersion"), ("var", "{}_gradient"), ("obs", "{}_edge"),
     ("uns", "{}"),
 )  # fmt: skip
 log = logging.getLogger("neurst")
@@ -78,6 +79,7 @@ def pack(
 ) -> dict[str, Any]:
     """A field and the positions that support it, as plain arrays, strings and numbers."""
     weights = {name.replace(".", "-"): w.numpy().astype(np.float32) for name, w in field.net.state_dict().items()}
+    members = {} if field.members is None else {name: getattr(field.members, name) for name in MEMBER_PARTS}
     return {
         "genes": np.asarray(field.genes, dtype=str).astype(object),
         "loadings": field.loadings,
@@ -90,6 +92,8 @@ def pack(
         "box_scale": field.box.scale,
         "network": nets.to_dict(network),
         "n_outputs": _n_outputs(field),
+        "widths": np.array(field.net.widths),
+        "members": members,
         "weights": weights,
         "spots": spots,
         "digests": digests,
@@ -97,14 +101,17 @@ def pack(
     }
 
 
-def _n_outputs(field: ExpressionField) -> int:
+def _n_outputs(field: ExpressionField) -> NDArray:
+    """(M,) outputs of each network, those of a second field included."""
     with torch.no_grad():
-        return field.net(torch.zeros(1, field.n_dims, dtype=torch.double)).shape[1]
+        at = torch.zeros(1, field.n_dims, dtype=torch.double)
+        return np.array([net(at).shape[1] for net in field.net.nets])
 
 
+MEMBER_PARTS = ("weights", "loadings", "intercepts")
 FIELD_PARTS = (
     "genes", "loadings", "intercept", "rotation", "shift", "log_link", "target_sum", "box_center", "box_scale", "network",
-    "n_outputs", "weights", "spots", "digests", "spatial_key",
+    "n_outputs", "widths", "members", "weights", "spots", "digests", "spatial_key",
 )  # fmt: skip
 
 
@@ -145,6 +152,8 @@ def stored(adata: AnnData, key: str) -> Stored:
             f"to {SCHEMA}: upgrade it (`pip install -U neurst`), or {refit}"
         )
         raise ValueError(msg)
+    if isinstance(part, Mapping) and schema == 1:
+        part = _from_schema_1(part)
     missing = [name for name in FIELD_PARTS if name not in part] if isinstance(part, Mapping) else ["everything"]
     if missing:
         msg = f"{where} is incomplete, its 'field' lacks {', '.join(missing)}: {refit}"
@@ -155,6 +164,13 @@ def stored(adata: AnnData, key: str) -> Stored:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         msg = f"{where} is damaged ({reason}): {refit}"
         raise ValueError(msg) from error
+
+
+def _from_schema_1(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A field of one network, in the present layout."""
+    weights = {f"nets-0-{name}": w for name, w in part["weights"].items()} if "weights" in part else {}
+    single = {"widths": [np.size(part.get("shift", 0))], "members": {}, "weights": weights}
+    return {**part, **single, "n_outputs": np.atleast_1d(part.get("n_outputs", 0))}
 
 
 def _refit(key: str) -> str:
@@ -171,7 +187,9 @@ def _unpack(part: Mapping[str, Any]) -> Stored:
     genes = np.array([str(g) for g in part["genes"]])
     d, r = np.size(part["box_center"]), np.size(part["shift"])
     center, scale = _array(part, "box_center", d), _positive(part, "box_scale")
-    net = nets.from_dict(part["network"]).build(d, int(part["n_outputs"])).double()
+    widths, outputs = (np.asarray(part[name], dtype=int) for name in ("widths", "n_outputs"))
+    spec = nets.from_dict(part["network"])
+    net = SideBySide([spec.build(d, int(n)) for n in outputs], widths).double()
     shapes = {name: w.shape for name, w in net.state_dict().items()}
     weights = {name.replace("-", "."): w for name, w in part["weights"].items()}
     net.load_state_dict({name: torch.from_numpy(_array(weights, name, *shapes.get(name, ()))) for name in weights})
@@ -179,16 +197,28 @@ def _unpack(part: Mapping[str, Any]) -> Stored:
         genes,
         Box(torch.from_numpy(center), scale),
         net.requires_grad_(False).eval(),
-        rotation=_array(part, "rotation", r, r),
+        rotation=_array(part, "rotation", widths.sum(), r),
         shift=_array(part, "shift", r),
         loadings=_array(part, "loadings", len(genes), r),
         intercept=_array(part, "intercept", len(genes), least=-np.inf),
         log_link=bool(int(part["log_link"])),
         target_sum=_positive(part, "target_sum"),
+        members=_unpack_members(part["members"], len(genes), widths),
     )
     spots = _array(part, "spots", max(4, len(part["spots"])), d)
     digests = {name: str(part["digests"][name]) for name in ("names_sha256", "coords_sha256")}
     return Stored(field, spots, digests, str(part["spatial_key"]))
+
+
+def _unpack_members(part: Mapping[str, Any], n_genes: int, widths: NDArray) -> Members | None:
+    if not part:
+        return None
+    m = len(widths)
+    return Members(
+        _array(part, "weights", m),
+        _array(part, "loadings", n_genes, widths.sum()),
+        _array(part, "intercepts", n_genes, m, least=-np.inf),
+    )
 
 
 def _array(part: Mapping[str, Any], name: str, *shape: int, least: float = -np.finfo(float).max) -> NDArray:
@@ -268,9 +298,18 @@ def fits_in_layer(adata: AnnData, name: str) -> bool:
 
 def read_values(field: ExpressionField, coords: NDArray) -> NDArray:
     """(N, G) float32 expected expression; float64 only a chunk at a time."""
-    out = np.empty((len(coords), len(field.genes)), dtype=np.float32)
-    for rows in _row_chunks(len(coords), len(field.genes)):
-        out[rows] = field(coords[rows])
+    return _read(field, len(field.genes), coords)
+
+
+def has_std(field: ExpressionField) -> bool:
+    """Whether the members of a field are enough for a standard deviation."""
+    return field.members is not None and len(field.members.weights) >= LEAST_FOR_STD
+
+
+def _read(read: Callable[[NDArray], NDArray], width: int, coords: NDArray) -> NDArray:
+    out = np.empty((len(coords), width), dtype=np.float32)
+    for rows in _row_chunks(len(coords), width):
+        out[rows] = read(coords[rows])
     return out
 
 
@@ -289,17 +328,22 @@ def write_fit(
 ) -> None:
     """All slots of a fit, at once: see the table in the docs."""
     field, n = fitted.field, adata.n_vars
-    layer = None
+    layers = {}
     if fits_in_layer(adata, key):
-        layer = _empty_layer(adata)
-        layer[:, reading.genes] = read_values(field, reading.coords)
+        reads = {key: field, f"{key}_std": field.std} if has_std(field) else {key: field}
+        for name, read in reads.items():
+            layers[name] = _empty_layer(adata)
+            layers[name][:, reading.genes] = _read(read, len(field.genes), reading.coords)
     latent = field.latent(reading.coords).astype(np.float32)
+    names = params["penalties"]
+    search = {**fitted.search, "penalty": np.array(names, dtype=object)[fitted.search["penalty"]]}
     slot = {
         "neurst_schema": SCHEMA,
         "versions": versions(),
         "params": params,
-        "lam": fitted.lam,
-        "lam_path": fitted.path,
+        "lam": dict(zip(names, fitted.lam.tolist(), strict=True)),
+        "penalty_weights": dict(zip(names, fitted.weights.tolist(), strict=True)),
+        "lam_search": search,
         "score": fitted.score,
         "history": fitted.history,
         "field": pack(field, network, reading.problem.coords, _digests(adata.obs_names, reading.coords), spatial_key),
@@ -311,11 +355,13 @@ def write_fit(
         f"{key}_empty": _spread(no_signal, reading.genes, n, False),
         f"{key}_deviance_explained": _spread(fitted.gene_scores, reading.genes, n, np.nan),
     }
+    if fitted.dispersion is not None:
+        columns[f"{key}_dispersion"] = _spread(fitted.dispersion, reading.genes, n, np.nan)
     make_actual(adata)
     for part, name in _present(adata, key):  # a gradient of an older fit must not outlive it
         del getattr(adata, part)[name]
-    if layer is not None:
-        adata.layers[key] = layer
+    for name, layer in layers.items():
+        adata.layers[name] = layer
     adata.obsm[f"X_{key}"] = latent
     adata.varm[f"{key}_loadings"] = loadings
     for name, column in columns.items():
@@ -371,6 +417,8 @@ def new_adata(
     known = adata.var_names.is_unique and pd.Index(genes).isin(adata.var_names).all()
     var = adata.var.loc[list(genes)].copy() if known else pd.DataFrame(index=pd.Index(genes))
     out = AnnData(values, obs=obs, var=var)
+    if has_std(kept.field):
+        out.layers[f"{key}_std"] = _read(kept.field.select(genes).std, len(genes), coords)
     out.obsm["spatial"] = coords
     out.uns[key] = copy.deepcopy(dict(adata.uns[key]))
     out.uns[key]["field"]["spatial_key"] = "spatial"
@@ -471,7 +519,7 @@ def _check_gradient(found: bool, what: str, key: str) -> None:
         raise KeyError(msg)
 
 
-def read_history(adata: AnnData, key: str) -> tuple[Mapping[str, NDArray], Mapping[str, NDArray], float]:
-    """History of the final fit, the strengths tried with their scores, and the strength chosen."""
+def read_history(adata: AnnData, key: str) -> tuple[Mapping[str, NDArray], Mapping[str, NDArray], Mapping[str, float]]:
+    """History of the final fits, the strengths tried with their scores, and the strength chosen for each penalty."""
     slot = adata.uns[key]
-    return slot["history"], slot["lam_path"], float(slot["lam"])
+    return slot["history"], slot["lam_search"], slot["lam"]

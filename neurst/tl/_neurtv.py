@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,12 @@ from tqdm.auto import tqdm
 from neurst.core import nets
 from neurst.core.fit import FitConfig, resolve_device
 from neurst.core.nets import Network, as_network
-from neurst.core.penalty import PENALTIES, as_penalty
+from neurst.core.penalty import PENALTIES, Penalty, as_penalty
 from neurst.spatial import door, slots
-from neurst.spatial.fitting import LIKELIHOODS, LamPath, Model, fit_expression, planned_steps
+from neurst.spatial.fitting import LIKELIHOODS, LamSearch, Model, fit_expression, planned_steps
 from neurst.spatial.tissue import CHOICES, geometry, query_lattice
 
+DEFAULT_PENALTIES = ("nuclear", "space_variant")
 LATTICES = tuple(dict.fromkeys(CHOICES[2] + CHOICES[3]))
 log = logging.getLogger("neurst")
 
@@ -47,10 +49,12 @@ def neurtv_fit(
     library_key: str | None = None,
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
-    penalty: str = "space_variant",
+    penalty: str | Sequence[str] = "auto",
     lam: float | Literal["auto"] = "auto",
+    for_gaps: bool = False,
     rank: int = 20,
     network: str | Network = "siren",
+    n_members: int = 2,
     steps: int = 500,
     device: str = "auto",
     random_state: int = 0,
@@ -63,10 +67,12 @@ def neurtv_fit(
         y_{ig} \sim \mathrm{Poisson}\big(t_i \exp(b_g + V_g \cdot z(x_i))\big), \qquad
         \min_{z, V, b} \; -\log p(y) + \lambda \, \mathrm{mean}_x\, P(z)(x) + \tfrac12 \|V\|_F^2
 
-    with z a coordinate network with `rank` latent channels, V gene loadings, :math:`t_i` the library size and P the total variation of
-    z from its exact derivatives (NeurTV :cite:p:`Luo2025`), :math:`\sum_k \|\nabla z_k(x)\|` if isotropic. For normalised data the link is the identity and the noise Gaussian, one scale
-    per gene. 20 % of the spots are held out to choose `lam` and to score each gene; the field that is kept is then
-    fitted to all spots.
+    with z a coordinate network with `rank` latent channels, V gene loadings, :math:`t_i` the library size and P a total variation of
+    z from its exact derivatives (NeurTV :cite:p:`Luo2025`). For normalised data the link is the identity and the noise Gaussian, one
+    scale per gene. The field is the mean, on the scale of the predictor, of `n_members` such fits that differ in penalty and seed.
+    20 % of the spots are held out to choose `lam` for each penalty, to weigh the penalties, and to score each gene; the members
+    that are kept are then fitted to all spots. z and V are fitted to the 1,000 most variable genes; the loadings of further
+    genes are solved for on z.
 
     Parameters
     ----------
@@ -83,17 +89,24 @@ def neurtv_fit(
     size_factors
         Library sizes, an array (n_obs,) or a column of `obs`. If None, totals over *all* genes of the layer.
     penalty
+        On the latent field: ``"nuclear"`` (:class:`neurst.core.penalty.NuclearTV`: channels share their directions),
         ``"space_variant"`` (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``,
-        ``"anisotropic"``, ``"vectorial"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``, all on the latent field.
+        ``"anisotropic"``, ``"vectorial"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``; or several of them, to be averaged.
+        ``"auto"`` is the first two: which of them suits a tissue, their weights on held-out spots say.
     lam
-        Prior strength in nats, or ``"auto"``: a path from weak to strong on held-out spots
-        (:class:`neurst.spatial.fitting.LamPath`). A good value hardly moves with the number of spots or genes.
+        Prior strength in nats, or ``"auto"``: short fits on a coarse grid, scored on held-out spots
+        (:class:`neurst.spatial.fitting.LamSearch`). A good value hardly moves with the number of spots or genes.
+    for_gaps
+        False holds out single spots, so that the choices suit what lies between neighbouring spots; True holds out discs, so that
+        they, and the scores, suit gaps wider than that.
     rank
-        Latent channels, lowered where there are fewer spots or genes. Channels without support in the data vanish.
+        Latent channels of a member, lowered where there are fewer spots or genes. Channels without support in the data vanish.
     network
         ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, or a specification such as ``neurst.core.nets.Siren(width=64)``.
+    n_members
+        Fits that are averaged, in turn one of each penalty. Their spread is the standard deviation that is written from 4 on.
     steps
-        Optimisation steps of the final fit.
+        Optimisation steps of each final fit.
     device
         ``"auto"`` is CUDA, else MPS, else the CPU.
     random_state
@@ -110,17 +123,21 @@ def neurtv_fit(
     ``layers[key]`` : (n_obs, n_vars) float32
         Expected expression at the spots: for counts at library size ``target_sum`` (the median of the fitted spots), else
         in the units of the data. NaN for genes that were not fitted.
-    ``obsm["X_<key>"]`` : (n_obs, rank) float32
-        Latent coordinates, centred, by falling variance.
-    ``varm["<key>_loadings"]`` : (n_vars, rank) float32
+    ``layers["<key>_std"]`` : (n_obs, n_vars) float32, if ``n_members >= 4``
+        Standard deviation of the expected expression between members, in its units.
+    ``obsm["X_<key>"]`` : (n_obs, r) float32
+        Latent coordinates, centred, by falling variance; r, at most ``rank * n_members``, is what held.
+    ``varm["<key>_loadings"]`` : (n_vars, r) float32
         Orthonormal gene loadings.
     ``var["<key>_fitted"]``, ``var["<key>_empty"]`` : bool
         Genes that were fitted; those of them without counts (or without variation), which get their mean.
     ``var["<key>_deviance_explained"]`` : float
         Share of the Poisson deviance (variance, for normalised data) explained on the held-out spots: below 0 is worse than the
         gene's mean. Trust a gene between spots only if it is clearly positive.
+    ``var["<key>_dispersion"]`` : float, for counts
+        :math:`\phi_g` of the held-out counts, of variance :math:`\mu + \phi_g \mu^2` about the prediction.
     ``uns[key]`` : dict
-        Parameters, versions, history, the path of `lam`, and the whole field as plain arrays.
+        Parameters, versions, history, every `lam` tried with its score, and the whole field as plain arrays.
 
     Raises
     ------
@@ -138,10 +155,10 @@ def neurtv_fit(
     """
     slots.check_key(adata, key_added)
     _check_options(likelihood, penalty, lam)
-    _check_whole(1, rank=rank, steps=steps)
+    _check_whole(1, rank=rank, steps=steps, n_members=n_members)
     _check_whole(0, random_state=random_state)
     _check_device(device)
-    spec, regulariser = as_network(network), as_penalty(penalty)
+    model = _model(penalty, network, rank, n_members, steps, device, random_state)
     reading = door.read(
         adata,
         genes=genes,
@@ -151,24 +168,30 @@ def neurtv_fit(
         likelihood=likelihood,
         size_factors=size_factors,
     )
-    # int: a number of numpy is no seed for torch
-    config = FitConfig(steps=int(steps), device=device, random_state=int(random_state))
-    model, path = Model(reading.likelihood, regulariser, spec, int(rank), config), LamPath()
-    with _progress_bar(planned_steps(lam, len(reading.genes), config, path), progress) as on_step:
+    model, search = dataclasses.replace(model, likelihood=reading.likelihood), LamSearch()
+    with _progress_bar(planned_steps(lam, model, search), progress) as on_step:
         fitted = fit_expression(
-            reading.problem, model, lam=lam, target_sum=reading.target_sum, path=path, on_step=on_step
+            reading.problem,
+            model,
+            lam=lam,
+            target_sum=reading.target_sum,
+            for_gaps=for_gaps,
+            search=search,
+            on_step=on_step,
         )
-    log.info("lam=%.0f; %.3f of the deviance of held-out spots explained", fitted.lam, fitted.score)
+    log.info("lam=%s; %.3f of the deviance of held-out spots explained", np.round(fitted.lam), fitted.score)
     params = {
         "layer": "X" if layer is None else layer,
         "spatial_key": spatial_key,
         "likelihood": reading.likelihood,
         "size_factors": _size_source(size_factors),
         "target_sum": reading.target_sum,
-        "penalty": str(penalty),
+        "penalties": [str(name) for name in _penalties(penalty)],
         "lam": lam,
+        "for_gaps": bool(for_gaps),
         "rank": rank,
-        "network": nets.to_dict(spec),
+        "n_members": n_members,
+        "network": nets.to_dict(model.network),
         "steps": steps,
         "random_state": random_state,
         "device": str(device),
@@ -176,8 +199,23 @@ def neurtv_fit(
         "n_genes": len(reading.genes),
     }
     slots.write_fit(
-        adata, key_added, reading=reading, fitted=fitted, network=spec, params=params, spatial_key=spatial_key
+        adata, key_added, reading=reading, fitted=fitted, network=model.network, params=params, spatial_key=spatial_key
     )
+
+
+def _model(
+    penalty: str | Sequence[str], network: str | Network, rank: int, n_members: int, steps: int, device: str, seed: int
+) -> Model:
+    """What the verbs fit; whole numbers as ints, since those of numpy are no seeds for torch."""
+    config = FitConfig(steps=int(steps), n_regularisation=256, refresh_every=25, device=device, random_state=int(seed))
+    penalties = tuple(as_penalty(name) for name in _penalties(penalty))
+    return Model("poisson", penalties, as_network(network), int(rank), config, int(n_members))
+
+
+def _penalties(penalty: str | Penalty | Sequence[str | Penalty]) -> tuple[str | Penalty, ...]:
+    if isinstance(penalty, str):
+        return DEFAULT_PENALTIES if penalty == "auto" else (penalty,)
+    return (penalty,) if isinstance(penalty, Penalty) else tuple(dict.fromkeys(penalty))
 
 
 def _size_source(size_factors: str | Sequence[float] | None) -> str:
@@ -187,15 +225,19 @@ def _size_source(size_factors: str | Sequence[float] | None) -> str:
     return "totals" if size_factors is None else "array"
 
 
-def _check_options(likelihood: str, penalty: str, lam: float | str) -> None:
+def _check_options(likelihood: str, penalty: str | Sequence[str], lam: float | str) -> None:
     if likelihood not in ("auto", *LIKELIHOODS):
         msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
         raise ValueError(msg)
     names = sorted(set(PENALTIES) - {"mixed"})
-    if isinstance(penalty, str) and penalty not in names:
-        why = "is for cubes with a spectral axis, which positions lack" if penalty == "mixed" else "is unknown"
-        msg = f"`penalty={penalty!r}` {why}: choose one of {names}"
+    if not _penalties(penalty):
+        msg = f"`penalty={penalty!r}` is empty: choose one or more of {names}, or 'auto'"
         raise ValueError(msg)
+    for name in _penalties(penalty):
+        if not isinstance(name, Penalty) and name not in names:
+            why = "is for cubes with a spectral axis, which positions lack" if name == "mixed" else "is unknown"
+            msg = f"`penalty={name!r}` {why}: choose 'auto', or one or more of {names}"
+            raise ValueError(msg)
     automatic = isinstance(lam, str) and lam == "auto"
     if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
         msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (100 to 3000 suits most tissue)"
@@ -391,7 +433,8 @@ def neurtv_query(
             stacklevel=2,
         )
     if outside == "nan":
-        out.X[beyond] = np.nan
+        for values in (out.X, *out.layers.values()):
+            values[beyond] = np.nan
     out.uns[f"{key}_query"]["outside"] = outside
     return out
 
