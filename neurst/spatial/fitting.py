@@ -38,6 +38,7 @@ from neurst.spatial.uncertainty import inverse_dispersion
 LIKELIHOODS = ("poisson", "negative_binomial", "gaussian")
 LikelihoodName = Literal["poisson", "negative_binomial", "gaussian"]
 OnStep = Callable[[int, int, str], None]
+MOST_SCORED = 20_000_000  # held-out values that are predicted to score every gene; of more, some spots are taken
 MOST_DENSE = 4_000_000  # values of a matrix that is made dense as a whole, which spares doing so in every step
 
 
@@ -56,7 +57,7 @@ class LamSearch:
     reach
         Most neighbours looked at in one direction.
     steps, learning_rate
-        Of the short fits.
+        Of the short fits; half the steps of a final fit if None.
     fraction
         Share of spots held out.
     n_genes
@@ -66,10 +67,14 @@ class LamSearch:
     start: float = 400.0
     ratio: float = 3.0
     reach: int = 4
-    steps: int = 250
+    steps: int | None = None
     learning_rate: float = 5e-3
     fraction: float = 0.2
     n_genes: int = 500
+
+    def steps_of(self, config: FitConfig) -> int:
+        """Steps of a short fit."""
+        return max(1, config.steps // 2) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,23 +348,20 @@ class _HeldOut:
 
 @dataclass(eq=False)
 class _Trials:
-    """Fits of one penalty to the training spots, scored on the held-out ones; short ones where a `search` says so."""
+    """Short fits of one penalty to the training spots, scored on the held-out ones."""
 
     model: Model
     penalty: Penalty
     train: Problem
     test: Problem
     box: Box
-    tick: _Ticker
-    search: LamSearch | None
+    search: LamSearch
+    on_step: Callable[[int, float], None]
     fits: dict[float, Field] = dataclasses.field(default_factory=dict)
 
     def __call__(self, lam: float) -> float:
-        found, short = self.search, {}
-        if found is not None:
-            short = {"steps": found.steps, "learning_rate": found.learning_rate}
-        on_step = self.tick.at("held-out score" if found is None else "choosing lam")
-        self.fits[lam] = self.model.fit(self.train, self.box, self.penalty, lam, on_step=on_step, **short)
+        numbers = {"steps": self.search.steps_of(self.model.config), "learning_rate": self.search.learning_rate}
+        self.fits[lam] = self.model.fit(self.train, self.box, self.penalty, lam, on_step=self.on_step, **numbers)
         fit = _completed(self.fits[lam], self.train, np.arange(len(self.train.genes)))
         return _scores(self.test, fit.eta(self.test.coords), self.train.null())[0]
 
@@ -377,13 +379,15 @@ def _hold_out(
     few, hidden = (p.take(np.arange(len(p.coords)), genes) for p in (train, test))
     lams, tried, best = [], [], []
     for k, penalty in enumerate(model.penalties):
-        trials = _Trials(model, penalty, few, hidden, box, tick, search if lam == "auto" else None)
+        on_step = tick.at("choosing lam" if lam == "auto" else "held-out score")
+        trials = _Trials(model, penalty, few, hidden, box, search, on_step)
         chosen, scores = search_lam(trials, search) if lam == "auto" else (lam, {lam: trials(lam)})
         lams.append(chosen)
         tried += [(k, strength, found) for strength, found in scores.items()]
         best.append(trials.fits[max(scores, key=scores.get)])
     fits = [_completed(found, train, genes) for found in best]
     weights = average_weights([fit.eta(hidden.coords)[:, genes] for fit in fits], hidden)
+    test = test.take(_some(len(test.coords), MOST_SCORED // len(train.genes), model.config.random_state))
     eta = _pooled(fits, weights, test.coords)
     score, gene_scores = _scores(test, eta, train.null())
     dispersion = None if test.size is None else inverse_dispersion(test.values, test.size[:, None] * np.exp(eta))
@@ -391,10 +395,15 @@ def _hold_out(
     return _HeldOut(np.array(lams), weights, columns, score, gene_scores, dispersion)
 
 
+def _some(n: int, most: int, random_state: int) -> NDArray:
+    """All of n, or a random subset."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(random_state).permutation(n)[: max(1, most)])
+
+
 def planned_steps(lam: float | str, model: Model, search: LamSearch) -> int:
     """Steps of a whole fit, at most: for progress bars."""
-    each = (search.reach + 2) * search.steps if lam == "auto" else model.config.steps
-    return each * len(model.penalties) + model.n_members * model.config.steps
+    trials = (search.reach + 2 if lam == "auto" else 1) * len(model.penalties)
+    return trials * search.steps_of(model.config) + model.n_members * model.config.steps
 
 
 def _split(problem: Problem, search: LamSearch, for_gaps: bool, random_state: int) -> tuple[Problem, Problem]:

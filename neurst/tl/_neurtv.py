@@ -53,9 +53,9 @@ def neurtv_fit(
     lam: float | Literal["auto"] = "auto",
     for_gaps: bool = False,
     rank: int = 20,
-    network: str | Network = "siren",
+    network: str | Network = "auto",
     n_members: int = 2,
-    steps: int = 500,
+    steps: int | Literal["auto"] = "auto",
     device: str = "auto",
     random_state: int = 0,
     key_added: str = "neurtv",
@@ -102,11 +102,12 @@ def neurtv_fit(
     rank
         Latent channels of a member, lowered where there are fewer spots or genes. Channels without support in the data vanish.
     network
-        ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, or a specification such as ``neurst.core.nets.Siren(width=64)``.
+        ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, or a specification such as ``neurst.core.nets.Siren(width=64)``. ``"auto"`` is a SIREN
+        whose finest scale follows the number of spots, ``omega = 5 max(1, N / 5000)^(1/4)``.
     n_members
         Fits that are averaged, in turn one of each penalty. Their spread is the standard deviation that is written from 4 on.
     steps
-        Optimisation steps of each final fit.
+        Optimisation steps of each final fit; ``"auto"`` is ``500 max(1, N / 5000)^(1/4)``.
     device
         ``"auto"`` is CUDA, else MPS, else the CPU.
     random_state
@@ -155,10 +156,12 @@ def neurtv_fit(
     """
     slots.check_key(adata, key_added)
     _check_options(likelihood, penalty, lam)
-    _check_whole(1, rank=rank, steps=steps, n_members=n_members)
+    _check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
     _check_whole(0, random_state=random_state)
     _check_device(device)
-    model = _model(penalty, network, rank, n_members, steps, device, random_state)
+    options = {"penalty": penalty, "network": network, "rank": rank, "n_members": n_members, "steps": steps}
+    options |= {"device": device, "random_state": random_state}
+    default_model(0, **options)  # what is wrong with them is said before a matrix is read
     reading = door.read(
         adata,
         genes=genes,
@@ -168,6 +171,7 @@ def neurtv_fit(
         likelihood=likelihood,
         size_factors=size_factors,
     )
+    model = default_model(int(reading.spots.sum()), **options)
     model, search = dataclasses.replace(model, likelihood=reading.likelihood), LamSearch()
     with _progress_bar(planned_steps(lam, model, search), progress) as on_step:
         fitted = fit_expression(
@@ -192,7 +196,7 @@ def neurtv_fit(
         "rank": rank,
         "n_members": n_members,
         "network": nets.to_dict(model.network),
-        "steps": steps,
+        "steps": model.config.steps,
         "random_state": random_state,
         "device": str(device),
         "n_spots": int(reading.spots.sum()),
@@ -203,13 +207,29 @@ def neurtv_fit(
     )
 
 
-def _model(
-    penalty: str | Sequence[str], network: str | Network, rank: int, n_members: int, steps: int, device: str, seed: int
+def default_model(
+    n_spots: int,
+    *,
+    penalty: str | Sequence[str] = "auto",
+    network: str | Network = "auto",
+    rank: int = 20,
+    n_members: int = 2,
+    steps: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    random_state: int = 0,
 ) -> Model:
-    """What the verbs fit; whole numbers as ints, since those of numpy are no seeds for torch."""
-    config = FitConfig(steps=int(steps), n_regularisation=256, refresh_every=25, device=device, random_state=int(seed))
+    """What :func:`neurtv_fit` fits to so many spots; the arguments are its own.
+
+    Of a section of N > 5,000 spots the network and the steps grow with the fourth root of N: twice as fine, and for twice
+    as long, on 16 times the spots.
+    """
+    growth = max(1.0, n_spots / 5000) ** 0.25
+    spec = nets.Siren(omega=round(5.0 * growth, 1)) if network == "auto" else as_network(network)
+    # int: a number of numpy is no seed for torch
+    numbers = {"steps": round(500 * growth) if steps == "auto" else int(steps), "random_state": int(random_state)}
+    config = FitConfig(n_regularisation=256, refresh_every=25, device=device, **numbers)
     penalties = tuple(as_penalty(name) for name in _penalties(penalty))
-    return Model("poisson", penalties, as_network(network), int(rank), config, int(n_members))
+    return Model("poisson", penalties, spec, int(rank), config, int(n_members))
 
 
 def _penalties(penalty: str | Penalty | Sequence[str | Penalty]) -> tuple[str | Penalty, ...]:

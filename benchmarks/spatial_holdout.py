@@ -1,0 +1,304 @@
+"""How well held-out spots of real sections are predicted: the field with its defaults, and what else one could use.
+
+``NEURST_DATA=folder python benchmarks/spatial_holdout.py [methods] [penalties] [lam]`` reads ``spatial/*.h5ad`` of that folder and writes
+the tables named (all three if none is) of docs/benchmarks.md. Every method runs in a process of its own for each section,
+so that its peak memory can be told. Sections, genes, splits and scores are those of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+from neurst.spatial.baselines import BASELINES
+from scipy import sparse
+from scipy.stats import nbinom
+from tables import write
+
+import neurst
+from neurst.spatial import holdout
+from neurst.spatial.uncertainty import calibration, randomised_pit
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from real import load, read  # the protocol's genes and spots
+
+SECTIONS = {  # file: genes, first value of obs["section"] (None: the file is one section)
+    "visium_dlpfc_151673": (300, False),
+    "visium_dlpfc_151674": (300, False),
+    "st_mob_rep11": (300, False),
+    "st_mouse_hippocampus_4sections": (300, True),
+    "slideseqv2_hippocampus_dentate_1052": (200, False),
+    "starmap_visual_cortex_BY3_1k": (200, False),
+    "merfish_motor_cortex_gaston": (150, False),
+    "st_her2_patientA": (300, True),
+    "osmfish_sscortex": (33, False),
+}
+MODES = ("random", "block")
+SEEDS = (0, 1, 2)
+LAMS = [50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0]
+PENALTIES = ("nuclear", "space_variant", "isotropic", "hessian", "tgv")
+
+
+def section(name: str) -> AnnData:
+    """A section as a user would hold it, the total over all genes of the file in `obs`."""
+    n_genes, several = SECTIONS[name]
+    first = str(read(name).obs["section"].iloc[0]) if several else None
+    coords, counts, size, genes = load(name, n_genes, first)
+    adata = AnnData(sparse.csr_matrix(counts.astype(np.float32)))
+    adata.var_names, adata.obsm["spatial"], adata.obs["total"] = genes, coords, size
+    return adata
+
+
+def field_rates(train: AnnData, coords: np.ndarray, size: np.ndarray, counts: np.ndarray, **options) -> tuple:
+    """Rates of the fitted field, the strengths chosen, and how uniform the transformed held-out counts are."""
+    neurst.tl.neurtv_fit(train, size_factors="total", progress=False, **options)
+    slot, field = train.uns["neurtv"], neurst.get.field(train)
+    rate = field(coords) / field.target_sum
+    phi = train.var["neurtv_dispersion"].to_numpy()
+    phi = phi + (0.0 if field.members is None else field.predictor_variance(coords))
+    mean = np.maximum(size[:, None] * rate, 1e-8)
+    distance, share = calibration(randomised_pit(counts, mean, phi))
+    theta = 1 / np.maximum(phi, 1e-9)
+    nats = -nbinom.logpmf(counts, theta, theta / (theta + mean)).mean()
+    more = {"weights": slot["penalty_weights"], "ks": distance, "central": share, "nats": nats}
+    return rate, {"lam": slot["lam"], **more}
+
+
+def log_normal_rates(train: AnnData, coords: np.ndarray, *_, **__) -> tuple:
+    """Rates of the same network and prior fitted to log-normalised values."""
+    from neurst.spatial.baselines import log_normalised, rate_of_logs
+
+    size = train.obs["total"].to_numpy()
+    logs = train.copy()
+    logs.X = log_normalised(sparse.csr_array(train.X), size)
+    neurst.tl.neurtv_fit(logs, likelihood="gaussian", progress=False)
+    null = np.asarray(train.X.sum(0)).ravel() / size.sum()
+    return rate_of_logs(neurst.get.field(logs)(coords), null), {}
+
+
+def baseline_rates(name: str, train: AnnData, coords: np.ndarray, size: np.ndarray, *_, **__) -> tuple:
+    """Rates of a baseline."""
+    counts, own = train.X.toarray().astype(float), train.obs["total"].to_numpy()
+    return BASELINES[name](train.obsm["spatial"], counts, own, coords, size), {}
+
+
+METHODS = {
+    **{name: partial(baseline_rates, name) for name in ("nearest", "kernel", "kriging", "kriging_log", "smoother")},
+    "no TV": partial(field_rates, lam=0.0, penalty="isotropic", n_members=1),
+    "log-normalised": log_normal_rates,
+    "neurst": field_rates,
+    "for gaps": partial(field_rates, for_gaps=True),
+    "negative binomial": partial(field_rates, likelihood="negative_binomial"),
+    **{name: partial(field_rates, penalty=name, n_members=1) for name in PENALTIES},
+}
+ONCE = ("smoother", "no TV", "log-normalised", "negative binomial", *PENALTIES)  # seed 0 only
+
+
+def score(name: str, method: str) -> list[dict]:
+    """Every split of a section, predicted by one method."""
+    adata, rows = section(name), []
+    for mode in MODES:
+        for seed in SEEDS[:1] if method in ONCE else SEEDS:
+            if method == "for gaps" and mode == "random":
+                continue
+            train, test = holdout.split(adata.obsm["spatial"], mode, random_state=seed)
+            part, hidden = adata[train].copy(), adata[test]
+            counts, size = hidden.X.toarray().astype(float), hidden.obs["total"].to_numpy()
+            null = np.asarray(part.X.sum(0)).ravel() / part.obs["total"].sum()
+            begin = time.perf_counter()
+            rate, more = METHODS[method](part, hidden.obsm["spatial"], size, counts)
+            seconds = time.perf_counter() - begin
+            rows.append(
+                {
+                    "mode": mode,
+                    "seed": seed,
+                    "score": holdout.deviance_explained(counts, size, rate, null),
+                    "r": holdout.median_gene_correlation(counts, size, rate),
+                    "seconds": seconds,
+                    **more,
+                }
+            )
+    return rows
+
+
+def in_own_process(function: str, *arguments: str) -> dict:
+    """What a function of this file finds in a new process, and that process's peak memory in GB."""
+    command = [sys.executable, "-W", "ignore", __file__, "--call", function, *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def found(name: str, methods: list[str]) -> dict[tuple, dict]:
+    """Rows of a section by method, mode and seed."""
+    rows = {}
+    for method in methods:
+        if method.startswith("kriging") and name == "osmfish_sscortex":  # more spots than an N x N matrix is built for
+            continue
+        result = in_own_process("score", name, method)
+        for row in result["rows"]:
+            rows[method, row["mode"], row["seed"]] = row | {"peak": result["peak"]}
+        shown = {(row["mode"], row["seed"]): round(row["score"], 4) for row in result["rows"]}
+        print(name, method, shown, flush=True)
+    return rows
+
+
+def cell(rows: dict, method: str, mode: str, what: str = "score", form: str = ".4f", seeds: tuple = SEEDS[:1]) -> str:
+    """The mean over seeds, if all were run."""
+    keys = [(method, mode, seed) for seed in seeds]
+    known = all(key in rows for key in keys)
+    return format(np.mean([rows[key][what] for key in keys]), form) if known else "-"
+
+
+def methods_tables() -> None:
+    """The field with its defaults beside everything else."""
+    names = [name for name in METHODS if name not in PENALTIES]
+    simple = ["nearest", "kernel", "kriging", "kriging_log", "smoother"]
+    scores, means, costs, counts = [], [], [], []
+    for name, (genes, _) in SECTIONS.items():
+        rows = found(name, names)
+        for mode in MODES:
+            base = [rows[m, mode, 0]["score"] for m in simple if (m, mode, 0) in rows]
+            ratio = rows["neurst", mode, 0]["score"] / max(base)
+            cells = [cell(rows, m, mode) for m in (*simple, "no TV", "log-normalised")]
+            cells += [f"**{cell(rows, 'neurst', mode)}**", cell(rows, "for gaps", mode), f"{ratio:.2f}"]
+            scores.append(f"| {name} | {genes} | {mode} | {' | '.join(cells)} |")
+            three = [
+                cell(rows, m, mode, seeds=SEEDS) for m in ("kernel", "kriging", "kriging_log", "neurst", "for gaps")
+            ]
+            r = [cell(rows, m, mode, "r", ".3f") for m in ("kernel", "kriging", "neurst")]
+            means.append(f"| {name} | {mode} | {' | '.join(three + r)} |")
+            cost = [cell(rows, m, mode, "seconds", ".0f") for m in ("kernel", "kriging", "smoother", "neurst")]
+            cost += [cell(rows, m, mode, "peak", ".2f") for m in ("kernel", "kriging", "smoother", "neurst")]
+            lam = ", ".join(f"{k.replace('_', '-')} {v:.0f}" for k, v in rows["neurst", mode, 0]["lam"].items())
+            costs.append(f"| {name} | {mode} | {' | '.join(cost)} | {lam} |")
+            nb = [cell(rows, m, mode, "nats", ".4f") for m in ("neurst", "negative binomial")]
+            nb = [cell(rows, m, mode) for m in ("neurst", "negative binomial")] + nb
+            pit = [cell(rows, m, mode, w, ".3f") for m in ("neurst", "for gaps") for w in ("ks", "central")]
+            counts.append(f"| {name} | {mode} | {' | '.join(nb + pit)} |")
+        write(
+            "held-out",
+            __file__,
+            "Poisson deviance explained on held-out spots, seed 0, defaults; the last column is neurst over the best of the baselines to "
+            "the left of `no TV`, which is the same network without a penalty; `log-normalised` is neurst on log1p-normalised values.",
+            ["| section | genes | split | nearest | kernel | kriging | kriging, logs | Smoother | no TV | log-normalised | **neurst** "
+             "| `for_gaps` | ratio |", "|---" * 13 + "|", *scores],
+        )  # fmt: skip
+        write(
+            "held-out-seeds",
+            __file__,
+            "The same, means over seeds 0, 1 and 2; and the median over genes of Pearson's r of log rates, seed 0.",
+            ["| section | split | kernel | kriging | kriging, logs | **neurst** | `for_gaps` | r, kernel | r, kriging | r, neurst |",
+             "|---" * 10 + "|", *means],
+        )  # fmt: skip
+        write(
+            "held-out-cost",
+            __file__,
+            "Seconds of each method (for neurst: both penalties, the choice of lam and the average), peak memory of its process in GB, and the "
+            "strengths chosen; seed 0.",
+            ["| section | split | s, kernel | s, kriging | s, Smoother | s, neurst | GB, kernel | GB, kriging | GB, Smoother | GB, neurst "
+             "| lam |", "|---" * 11 + "|", *costs],
+        )  # fmt: skip
+        write(
+            "counts",
+            __file__,
+            "Likelihoods and calibration, seed 0. Deviance explained and held-out negative log-likelihood per count (negative binomial with the "
+            "dispersion of each gene, nats) of a Poisson and of a negative binomial fit; then, for the Poisson fit, the Kolmogorov-Smirnov distance of the randomised "
+            "probability integral transform from uniform and the share of counts in its central 90 %.",
+            ["| section | split | Poisson | negative binomial | nats, Poisson | nats, negative binomial | KS | central 90 % "
+             "| KS, `for_gaps` | central 90 %, `for_gaps` |", "|---" * 10 + "|", *counts],
+        )  # fmt: skip
+
+
+def penalties_table() -> None:
+    """Each penalty alone, its strength chosen; and their average."""
+    lines = []
+    for name in SECTIONS:
+        rows = found(name, ["no TV", *PENALTIES, "neurst"])
+        for mode in MODES:
+            lines.append(
+                f"| {name} | {mode} | {' | '.join(cell(rows, m, mode) for m in ('no TV', *PENALTIES, 'neurst'))} |"
+            )
+        header = ["no penalty", *(p.replace("_", "-") for p in PENALTIES), "**default**"]
+        write(
+            "penalties",
+            __file__,
+            "One member under one penalty each, lam chosen; the default averages two members, nuclear and space-variant. Deviance explained, seed 0.",
+            [f"| section | split | {' | '.join(header)} |", "|---" * (2 + len(header)) + "|", *lines],
+        )
+
+
+def lam_row(name: str) -> list[dict]:
+    """Scores of a member at fixed strengths and at the one that the training spots choose."""
+    rows = []
+    for mode in MODES:
+        adata = section(name)
+        train, test = holdout.split(adata.obsm["spatial"], mode, random_state=0)
+        part, hidden = adata[train].copy(), adata[test]
+        counts, size = hidden.X.toarray().astype(float), hidden.obs["total"].to_numpy()
+        null = np.asarray(part.X.sum(0)).ravel() / part.obs["total"].sum()
+        for penalty in PENALTIES[:2]:
+            chosen = field_rates(part.copy(), hidden.obsm["spatial"], size, counts, penalty=penalty, n_members=1)
+            own = holdout.deviance_explained(counts, size, chosen[0], null)
+            fixed = [_fixed(part, hidden, penalty, lam) for lam in LAMS]
+            fixed = [holdout.deviance_explained(counts, size, rate, null) for rate in fixed]
+            rows.append(
+                {"mode": mode, "penalty": penalty, "lam": chosen[1]["lam"][penalty], "own": own, "fixed": fixed}
+            )
+    return rows
+
+
+def _fixed(part: AnnData, hidden: AnnData, penalty: str, lam: float) -> np.ndarray:
+    """Rates of one member, without the fit to part of the spots that scores it."""
+    import torch
+
+    from neurst.core.samples import Box
+    from neurst.spatial import fitting
+    from neurst.spatial.problem import Problem
+    from neurst.tl._neurtv import default_model
+
+    coords, size = part.obsm["spatial"], part.obs["total"].to_numpy()
+    problem = Problem(coords, sparse.csr_array(part.X), size, part.var_names.to_numpy().astype(str))
+    active = problem.active()
+    problem = problem.take(np.arange(len(coords)), active)
+    model = default_model(len(coords), penalty=penalty, n_members=1)
+    fit: fitting.Field = model.fit(problem, Box.of(torch.from_numpy(coords)), model.penalties[0], lam)
+    rate = np.zeros((hidden.n_obs, part.n_vars))
+    rate[:, active] = fit(torch.from_numpy(hidden.obsm["spatial"])).double().numpy()
+    return rate
+
+
+def lam_table() -> None:
+    """The choice of lam against an oracle that sees the held-out spots."""
+    lines = []
+    for name in SECTIONS:
+        for r in in_own_process("lam_row", name)["rows"]:
+            best = max(r["fixed"])
+            cells = " | ".join(f"{f:.4f}" for f in r["fixed"])
+            lines.append(
+                f"| {name} | {r['mode']} | {r['penalty'].replace('_', '-')} | {cells} | {r['lam']:.0f} | {r['own']:.4f} | {r['own'] / best:.3f} |"
+            )
+            print(lines[-1], flush=True)
+        write(
+            "lam",
+            __file__,
+            "Deviance explained by one member at fixed strengths, the held-out spots looked at, and at the strength chosen without them; seed 0.",
+            [f"| section | split | penalty | {' | '.join(f'{lam:.0f}' for lam in LAMS)} | lam chosen | score | of the best fixed |",
+             "|---" * (6 + len(LAMS)) + "|", *lines],
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--call"]:
+        rows = {"score": score, "lam_row": lam_row}[sys.argv[2]](*sys.argv[3:])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps({"rows": rows, "peak": peak}))
+    else:
+        tables = {"methods": methods_tables, "penalties": penalties_table, "lam": lam_table}
+        for table in sys.argv[1:] or tables:
+            tables[table]()
