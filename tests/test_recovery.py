@@ -3,7 +3,7 @@ import pytest
 
 from neurst import get
 from neurst.datasets import SyntheticTissue, synthetic_visium
-from neurst.spatial.holdout import kernel_cv, nearest_cv
+from neurst.spatial.baselines import kernel_cv, nearest_cv
 from neurst.tl import neurtv_fit, neurtv_superres
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from anndata import AnnData
 
 import neurst
-from neurst.spatial import holdout
+from neurst.spatial import baselines, holdout
 
 GENES = ["Layer2_01", "Nucleus_01", "Gradient_01"]
 
@@ -33,8 +33,8 @@ def held_out_scores(adata: AnnData) -> dict[str, float]:
     spots = coords[train], adata.X[train], size[train]
     rates = {
         "neurst": field(coords[test]) / field.target_sum,
-        "kernel": holdout.kernel_cv(*spots, coords[test]),
-        "nearest spot": holdout.nearest_cv(*spots, coords[test]),
+        "kernel": baselines.kernel_cv(*spots, coords[test]),
+        "nearest spot": baselines.nearest_cv(*spots, coords[test]),
     }
     null = np.asarray(part.X.sum(0)).ravel() / size[train].sum()
     return {name: holdout.deviance_explained(adata.X[test], size[test], rate, null) for name, rate in rates.items()}
@@ -45,8 +45,8 @@ def errors_between_spots(adata: AnnData, dense: AnnData, truth: np.ndarray) -> d
     spots = adata.obsm["spatial"], adata.X, np.asarray(adata.X.sum(1)).ravel()
     rates = {
         "neurst": dense.X / neurst.get.field(dense).target_sum,
-        "kernel": holdout.kernel_cv(*spots, dense.obsm["spatial"]),
-        "nearest spot": holdout.nearest_cv(*spots, dense.obsm["spatial"]),
+        "kernel": baselines.kernel_cv(*spots, dense.obsm["spatial"]),
+        "nearest spot": baselines.nearest_cv(*spots, dense.obsm["spatial"]),
     }
     return {name: float(np.sqrt(np.mean((np.log(rate) - truth) ** 2))) for name, rate in rates.items()}
 

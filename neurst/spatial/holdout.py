@@ -1,11 +1,10 @@
-r"""Held-out prediction: which spots are hidden, how a prediction of them is scored, and what simple methods reach.
+r"""Held-out prediction: which spots are hidden, and how a prediction of them is scored.
 
-Letters: N spots, M queries, G genes, d coordinates. `counts` (N, G) is dense or CSR; `size` (N,) is the library size over
+Letters: N spots, G genes, d coordinates. `counts` (N, G) is dense or CSR; `size` (N,) is the library size over
 all genes; a rate is an expected count per unit of library size, so that the expected counts are ``size[:, None] * rate``.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from math import gamma, pi
 from typing import Literal
 
@@ -14,11 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, issparse
 from scipy.special import xlogy
 
-from neurst.spatial.tissue import geometry, kd_tree
+from neurst.spatial.tissue import kd_tree
 
 Counts = NDArray | csr_array
 CELLS = 4_000_000  # most entries of a sparse matrix made dense at once
-QUERIES = 2048  # most queries whose kernel weights are held at once
 
 
 def split(
@@ -108,7 +106,7 @@ def deviance_explained(counts: Counts, size: ArrayLike, rate: ArrayLike, null_ra
     >>> deviance_explained(np.array([[4.0], [0.0]]), [2.0, 2.0], [[2.0], [0.0]], [1.0]) > 0.99
     True
     """
-    loss, null = (_loss(poisson_deviance, counts, size, p).sum(keepdims=True) for p in (rate, null_rate))
+    loss, null = (loss_per_gene(poisson_deviance, counts, size, p).sum(keepdims=True) for p in (rate, null_rate))
     return float(_explained(loss, null)[0])
 
 
@@ -124,7 +122,7 @@ def deviance_explained_per_gene(counts: Counts, size: ArrayLike, rate: ArrayLike
     >>> deviance_explained_per_gene(np.array([[4.0, 0.0]]), [2.0], [[2.0, 1.0]], [1.0, 1.0])
     array([1., 0.])
     """
-    loss, null = (_loss(poisson_deviance, counts, size, p) for p in (rate, null_rate))
+    loss, null = (loss_per_gene(poisson_deviance, counts, size, p) for p in (rate, null_rate))
     return np.where(np.asarray(counts.sum(0)).ravel() > 0, _explained(loss, null), 0.0)
 
 
@@ -139,7 +137,7 @@ def variance_explained(values: Counts, mean: ArrayLike, null_mean: ArrayLike) ->
     >>> variance_explained(np.array([[0.0, 8.0], [2.0, 12.0]]), [[0.0, 10.0], [2.0, 10.0]], [1.0, 10.0])
     0.5
     """
-    loss, null = (_loss(_squared_error, values, np.ones(values.shape[0]), p) for p in (mean, null_mean))
+    loss, null = (loss_per_gene(squared_error, values, np.ones(values.shape[0]), p) for p in (mean, null_mean))
     varies = null > 0
     return float(_explained(loss, null)[varies].mean()) if varies.any() else 0.0
 
@@ -165,10 +163,59 @@ def variance_explained_per_gene(values: Counts, mean: ArrayLike, null_mean: Arra
     >>> variance_explained_per_gene(np.array([[0.0, 8.0], [2.0, 12.0]]), [[0.0, 10.0], [2.0, 10.0]], [1.0, 10.0])
     array([1., 0.])
     """
-    return _explained(*(_loss(_squared_error, values, np.ones(values.shape[0]), p) for p in (mean, null_mean)))
+    return _explained(*(loss_per_gene(squared_error, values, np.ones(values.shape[0]), p) for p in (mean, null_mean)))
 
 
-def _squared_error(values: NDArray, mean: NDArray) -> NDArray:
+def median_gene_correlation(values: Counts, size: ArrayLike | None, prediction: ArrayLike) -> float:
+    r"""Median over genes of Pearson's r between :math:`\log(1 + \tilde s\, rate)` and :math:`\log(1 + \tilde s\, y / s)`.
+
+    With :math:`\tilde s` the median library size of the held-out spots. For normalised data, of r between prediction and value.
+
+    Parameters
+    ----------
+    values, size
+        Of the held-out spots: counts and library sizes; or normalised values and None.
+    prediction
+        (N, G) or (G,) predicted rates, or means.
+
+    Returns
+    -------
+    The median; a gene whose values are all equal is skipped, a prediction that is has r = 0. 0 if all genes are skipped.
+
+    Examples
+    --------
+    >>> median_gene_correlation(
+    ...     np.array([[4.0, 1.0], [0.0, 1.0], [2.0, 1.0]]), [2.0, 2.0, 2.0], [[2.0, 1.0], [0.1, 0.0], [1.0, 1.0]]
+    ... ) > 0.99
+    True
+    """
+    size = None if size is None else np.reshape(size, (-1, 1))
+    values, prediction = _sliceable(values), np.broadcast_to(prediction, values.shape)
+
+    def logs(y: NDArray, unit: ArrayLike) -> NDArray:
+        return y if size is None else np.log1p(y * np.median(size) / unit)
+
+    r = [_pearson(logs(dense(values[:, g]), size), logs(prediction[:, g], 1.0)) for g in _gene_chunks(values.shape)]
+    r = np.concatenate(r)
+    return float(np.nanmedian(r)) if np.isfinite(r).any() else 0.0
+
+
+def _pearson(measured: NDArray, predicted: NDArray) -> NDArray:
+    """Correlation of each column; NaN if `measured` is constant there, 0 if `predicted` is."""
+    a, b = (_unit_columns(y) for y in (measured, predicted))
+    return np.where(a.any(0), (a * b).sum(0), np.nan)
+
+
+def _unit_columns(y: NDArray) -> NDArray:
+    """Columns centred and of norm 1; 0 where they are constant up to rounding."""
+    centred = y - y.mean(0)
+    norm = np.linalg.norm(centred, axis=0)
+    varies = norm > 1e-9 * np.linalg.norm(y, axis=0)
+    return np.where(varies, centred / np.where(varies, norm, 1), 0)
+
+
+def squared_error(values: NDArray, mean: NDArray) -> NDArray:
+    """Squared differences, elementwise."""
     return (values - mean) ** 2
 
 
@@ -176,147 +223,24 @@ def _explained(loss: NDArray, null: NDArray) -> NDArray:
     return np.where(null > 0, 1 - loss / np.where(null > 0, null, 1), 0.0)
 
 
-def _loss(score: Callable, values: Counts, size: ArrayLike, prediction: ArrayLike) -> NDArray:
+def loss_per_gene(score: Callable, values: Counts, size: ArrayLike, prediction: ArrayLike) -> NDArray:
     """Sum over spots of `score` of values and size * prediction: (G,). Dense only a chunk of genes at a time."""
-    values = values.tocsc() if issparse(values) else np.asarray(values)
+    values = _sliceable(values)
     size, prediction = np.reshape(size, (-1, 1)), np.broadcast_to(prediction, values.shape)
-    step = max(1, CELLS // max(1, len(size)))
-    genes = [slice(g, g + step) for g in range(0, values.shape[1], step)]
-    return np.concatenate([score(_dense(values[:, g]), size * prediction[:, g]).sum(0) for g in genes])
+    genes = _gene_chunks(values.shape)
+    return np.concatenate([score(dense(values[:, g]), size * prediction[:, g]).sum(0) for g in genes])
 
 
-def _dense(values: Counts) -> NDArray:
+def _sliceable(values: Counts) -> Counts:
+    """The values such that columns are taken quickly."""
+    return values.tocsc() if issparse(values) else np.asarray(values)
+
+
+def _gene_chunks(shape: tuple[int, int]) -> list[slice]:
+    step = max(1, CELLS // max(1, shape[0]))
+    return [slice(g, g + step) for g in range(0, shape[1], step)]
+
+
+def dense(values: Counts) -> NDArray:
+    """The values as a dense array."""
     return values.toarray() if issparse(values) else values
-
-
-def nearest_rate(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, prior: float) -> NDArray:
-    r"""Rate of the nearest spot i, :math:`(y_i + p\,null) / (s_i + p)`, null the mean rate of all spots.
-
-    Parameters
-    ----------
-    x, counts, size
-        Positions (N, d), counts and library sizes of the training spots.
-    query
-        (M, d) points.
-    prior
-        Weight p of the null in units of library size; above 0 it keeps log-rates finite.
-
-    Returns
-    -------
-    (M, G) rates.
-
-    Examples
-    --------
-    >>> nearest_rate([[0.0], [9.0]], np.array([[8.0], [0.0]]), [9.0, 7.0], [[1.0]], prior=1.0)
-    array([[0.85]])
-    """
-    return _shrunk(*_nearest_sums(x, counts, size, query), _null_rate(counts, size), prior)
-
-
-def nearest_cv(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, *, random_state: int = 1) -> NDArray:
-    """:func:`nearest_rate` with the prior chosen as in :func:`kernel_cv`, of 0.05 to 32 median library sizes.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> nearest_cv(rng.random((40, 2)), rng.poisson(3.0, (40, 5)), np.full(40, 15.0), rng.random((7, 2))).shape
-    (7, 5)
-    """
-    return _cross_validated([_nearest_sums], [0.05, 0.5, 2, 8, 32], x, counts, size, query, random_state)
-
-
-def kernel_rate(
-    x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, bandwidth: float, prior: float
-) -> NDArray:
-    r"""Gaussian-kernel rate :math:`(\sum_i w_i y_i + p\,null) / (\sum_i w_i s_i + p)`.
-
-    The weight of a spot at distance r is :math:`w = e^{-r^2 / 2 h^2}`, 0 beyond r = 4 h.
-
-    Parameters
-    ----------
-    x, counts, size, query, prior
-        As in :func:`nearest_rate`.
-    bandwidth
-        h, in the units of the coordinates.
-
-    Examples
-    --------
-    >>> kernel_rate([[0.0], [2.0]], np.array([[8.0], [0.0]]), [4.0, 4.0], [[1.0]], bandwidth=1.0, prior=2.0)
-    array([[1.]])
-    """
-    return _shrunk(*_kernel_sums(x, counts, size, query, bandwidth), _null_rate(counts, size), prior)
-
-
-def kernel_cv(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, *, random_state: int = 1) -> NDArray:
-    """:func:`kernel_rate` with bandwidth and prior of least deviance on a quarter of the training spots held back.
-
-    Bandwidths are 0.5 to 4 times the median distance to the nearest spot, priors 0.05 to 8 median library sizes.
-
-    Parameters
-    ----------
-    x, counts, size, query
-        As in :func:`nearest_rate`.
-    random_state
-        Seed of the quarter.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> kernel_cv(rng.random((40, 2)), rng.poisson(3.0, (40, 5)), np.full(40, 15.0), rng.random((7, 2))).shape
-    (7, 5)
-    """
-    pitch = np.median(kd_tree(x).query(x, 2)[0][:, 1]) or geometry(x).pitch  # 0 where most positions are duplicates
-    kernels = [partial(_kernel_sums, bandwidth=pitch * h) for h in (0.5, 0.8, 1.2, 1.8, 2.5, 4)]
-    return _cross_validated(kernels, [0.05, 0.5, 2, 8], x, counts, size, query, random_state)
-
-
-def _cross_validated(
-    methods: Iterable[Callable],
-    priors: ArrayLike,
-    x: ArrayLike,
-    counts: Counts,
-    size: ArrayLike,
-    query: ArrayLike,
-    seed: int,
-) -> NDArray:
-    """Rates by the method and the prior (in median library sizes) of least deviance on a held quarter of the spots."""
-    x, size = np.asarray(x, float), np.ravel(size)
-    held = np.random.default_rng(seed).integers(0, 4, len(x)) == 0
-    kept = x[~held], counts[~held], size[~held]
-    loss = {}
-    for method in methods:
-        sums = method(*kept, x[held])
-        for prior in np.median(size) * np.asarray(priors):
-            rate = _shrunk(*sums, _null_rate(*kept[1:]), prior)
-            loss[method, prior] = _loss(poisson_deviance, counts[held], size[held], rate).sum()
-    method, prior = min(loss, key=loss.get)
-    return _shrunk(*method(x, counts, size, query), _null_rate(counts, size), prior)
-
-
-def _null_rate(counts: Counts, size: ArrayLike) -> NDArray:
-    return np.asarray(counts.sum(0)).ravel() / np.sum(size)
-
-
-def _shrunk(counts: NDArray, size: NDArray, null: NDArray, prior: float) -> NDArray:
-    return (counts + prior * null) / (size[:, None] + prior)
-
-
-def _nearest_sums(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike) -> tuple[NDArray, NDArray]:
-    nearest = kd_tree(x).query(query)[1]
-    return _dense(counts[nearest]), np.ravel(size)[nearest]
-
-
-def _kernel_sums(
-    x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, bandwidth: float
-) -> tuple[NDArray, NDArray]:
-    """Weighted sums of counts (M, G) and of library sizes (M,) around each query."""
-    tree, query, size = kd_tree(x), np.asarray(query, float), np.ravel(size)
-    weights = (_weights(tree, query[i : i + QUERIES], bandwidth) for i in range(0, len(query), QUERIES))
-    sums, sizes = zip(*((_dense(w @ counts), w @ size) for w in weights), strict=True)
-    return np.concatenate(sums), np.concatenate(sizes)
-
-
-def _weights(tree, query: NDArray, bandwidth: float) -> csr_array:
-    near = kd_tree(query).sparse_distance_matrix(tree, 4 * bandwidth, output_type="ndarray")
-    weight = np.exp(-((near["v"] / bandwidth) ** 2) / 2)
-    return csr_array((weight, (near["i"], near["j"])), shape=(len(query), tree.n))

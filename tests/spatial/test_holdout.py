@@ -1,76 +1,28 @@
 import numpy as np
 import pytest
-from real import load, needs_data
-from scipy.sparse import csr_array, csr_matrix
+from heldout import CONTAINERS, slow_deviance
+from heldout import spots as some_spots
 
 from neurst.spatial import holdout
 from neurst.spatial.holdout import (
     deviance_explained,
     deviance_explained_per_gene,
-    kernel_cv,
-    kernel_rate,
-    nearest_cv,
-    nearest_rate,
+    median_gene_correlation,
     poisson_deviance,
     split,
     variance_explained,
     variance_explained_per_gene,
 )
 
-CONTAINERS = {"dense": np.asarray, "csr_array": csr_array, "csr_matrix": csr_matrix}
-
 
 @pytest.fixture
 def spots():
-    """67 spots, two at one place, 11 genes of which one has no counts, and 23 queries, one on a spot and one far away."""
-    rng = np.random.default_rng(0)
-    x = rng.random((67, 2)) * 8
-    x[1] = x[0]
-    size = rng.integers(50, 200, 67).astype(float)
-    counts = rng.poisson(size[:, None] * rng.random(11) * (1 + np.sin(x[:, :1])) / 20).astype(float)
-    counts[:, 4] = 0
-    query = np.concatenate([rng.random((21, 2)) * 8, x[:1], [[500.0, 500.0]]])
-    return x, counts, size, query
+    return some_spots()
 
 
 @pytest.fixture(params=CONTAINERS)
 def container(request):
     return CONTAINERS[request.param]
-
-
-def slow_kernel_rate(x, counts, size, query, bandwidth, prior):
-    null, rate = counts.sum(0) / size.sum(), np.zeros((len(query), counts.shape[1]))
-    for m in range(len(query)):
-        top, below = prior * null, prior
-        for i in range(len(x)):
-            r = np.hypot(*(query[m] - x[i]))
-            if r <= 4 * bandwidth:
-                w = np.exp(-(r**2) / (2 * bandwidth**2))
-                top, below = top + w * counts[i], below + w * size[i]
-        rate[m] = top / below
-    return rate
-
-
-def slow_nearest_rate(x, counts, size, query, prior):
-    null = counts.sum(0) / size.sum()
-    near = [min(range(len(x)), key=lambda i: np.hypot(*(q - x[i]))) for q in query]
-    return np.array([(counts[i] + prior * null) / (size[i] + prior) for i in near])
-
-
-def slow_deviance(counts, mean):
-    total = 0.0
-    for y, mu in zip(np.ravel(counts), np.ravel(mean), strict=True):
-        mu = max(mu, 1e-8)
-        total += 2 * ((y * np.log(y / mu) if y > 0 else 0) - y + mu)
-    return total
-
-
-def slow_choice(rate, settings, x, counts, size, query):
-    """The setting of least deviance on a quarter of the spots, used on all of them."""
-    held = np.random.default_rng(1).integers(0, 4, len(x)) == 0
-    kept = x[~held], counts[~held], size[~held], x[held]
-    losses = [slow_deviance(counts[held], size[held, None] * rate(*kept, *s)) for s in settings]
-    return rate(x, counts, size, query, *settings[np.argmin(losses)])
 
 
 @pytest.mark.parametrize("mode", ["random", "block"])
@@ -170,81 +122,27 @@ def test_constant_values_explain_nothing_without_nan():
     assert variance_explained(np.ones((5, 2)), np.zeros((5, 2)), np.ones(2)) == 0.0
 
 
-@pytest.mark.parametrize("bandwidth", [0.05, 0.6, 3.0])
-def test_kernel_rate_is_the_loop_over_spots(spots, container, bandwidth, monkeypatch):
-    monkeypatch.setattr(holdout, "QUERIES", 5)
-    x, counts, size, query = spots
-    rate = kernel_rate(x, container(counts), size, query, bandwidth, 30.0)
-    np.testing.assert_allclose(rate, slow_kernel_rate(*spots, bandwidth, 30.0), rtol=1e-10)
+def test_the_median_correlation_is_that_of_the_genes_one_by_one(spots, container, monkeypatch):
+    monkeypatch.setattr(holdout, "CELLS", 4 * 67)  # 4 genes at a time
+    _, counts, size, _ = spots
+    rate = np.random.default_rng(1).random(counts.shape) + counts / size[:, None]
+    logs = np.log1p(rate * np.median(size)), np.log1p(counts / size[:, None] * np.median(size))
+    varies = np.arange(11) != 4  # gene 4 has no counts
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(logs[0].T[varies], logs[1].T[varies], strict=True)]
+    assert median_gene_correlation(container(counts), size, rate) == pytest.approx(np.median(r))
+    assert median_gene_correlation(container(counts), size[:, None], rate) == pytest.approx(np.median(r))
 
 
-def test_nearest_rate_is_the_loop_over_spots(spots, container):
-    x, counts, size, query = spots
-    rate = nearest_rate(x, container(counts), size, query, 30.0)
-    query_on_two_spots = 21
-    others = np.arange(len(query)) != query_on_two_spots
-    np.testing.assert_allclose(rate[others], slow_nearest_rate(*spots, 30.0)[others], rtol=1e-12)
+def test_the_median_correlation_of_normalised_values_is_of_the_values(spots):
+    values = np.log1p(spots[1])[:, :2]
+    mean = values + np.random.default_rng(1).normal(size=values.shape)
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(values.T, mean.T, strict=True)]
+    assert median_gene_correlation(values, None, mean) == pytest.approx(np.mean(r))
 
 
-def test_far_from_the_spots_the_kernel_rate_is_the_null(spots):
-    x, counts, size, query = spots
-    np.testing.assert_allclose(kernel_rate(x, counts, size, query[-1:], 0.5, 1e-3)[0], counts.sum(0) / size.sum())
-
-
-RATES = {  # relative rate at x, for which different settings are best
-    "flat": lambda x: np.ones(len(x)),
-    "smooth": lambda x: 1 + np.sin(x[:, 0]),
-    "rough and deep": lambda x: 200 * np.exp(3 * np.sin(5 * x[:, 0]) * np.sin(5 * x[:, 1])),
-}
-
-
-@pytest.fixture(params=RATES)
-def signals(request):
-    """No two spots at one place; with this seed the choices reach both ends of the bandwidths and of the priors."""
-    rng = np.random.default_rng(2)
-    x, size = rng.random((131, 2)) * 8, rng.integers(50, 200, 131).astype(float)
-    counts = rng.poisson(size[:, None] * RATES[request.param](x)[:, None] * rng.random(3) / 20).astype(float)
-    return x, counts, size, rng.random((9, 2)) * 8
-
-
-def test_kernel_cv_is_the_best_setting_on_a_held_quarter(signals, container):
-    x, counts, size, query = signals
-    pitch = np.median(np.sort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)[:, 1])
-    settings = [(pitch * h, np.median(size) * p) for h in (0.5, 0.8, 1.2, 1.8, 2.5, 4) for p in (0.05, 0.5, 2, 8)]
-    want = slow_choice(slow_kernel_rate, settings, *signals)
-    np.testing.assert_allclose(kernel_cv(x, container(counts), size, query), want, rtol=1e-10)
-
-
-def test_nearest_cv_is_the_best_prior_on_a_held_quarter(signals, container):
-    x, counts, size, query = signals
-    settings = [(np.median(size) * p,) for p in (0.05, 0.5, 2, 8, 32)]
-    want = slow_choice(slow_nearest_rate, settings, *signals)
-    np.testing.assert_allclose(nearest_cv(x, container(counts), size, query), want, rtol=1e-12)
-
-
-def test_kernel_cv_is_finite_where_most_spots_share_their_place(spots):
-    x, counts, size, query = spots
-    rate = kernel_cv(np.repeat(x[:20], 3, axis=0), counts[:60], size[:60], query)
-    assert np.isfinite(rate).all()
-
-
-@needs_data
-@pytest.mark.parametrize(
-    ("name", "mode", "score"),
-    [
-        ("visium_dlpfc_151673", "random", 0.3714),
-        ("visium_dlpfc_151673", "block", 0.2989),
-        ("st_mob_rep11", "random", 0.2520),
-        ("st_mob_rep11", "block", 0.1185),
-    ],
-)
-def test_kernel_cv_reaches_the_reference_figure_and_beats_the_nearest_spot(name, mode, score):
-    coords, counts, size, _ = load(name, 300)
-    train, test = split(coords, mode)
-    known, null = (coords[train], counts[train], size[train]), counts[train].sum(0) / size[train].sum()
-    kernel, nearest = (
-        deviance_explained(counts[test], size[test], baseline(*known, coords[test]), null)
-        for baseline in (kernel_cv, nearest_cv)
-    )
-    assert kernel == pytest.approx(score, abs=1e-4)
-    assert 0 < nearest < kernel
+def test_a_constant_prediction_has_no_correlation_and_a_constant_gene_none_to_have(spots):
+    _, counts, size, _ = spots
+    null = counts.sum(0) / size.sum()
+    assert median_gene_correlation(counts, size, null) == 0
+    assert median_gene_correlation(counts, size, counts / size[:, None]) == pytest.approx(1)
+    assert median_gene_correlation(counts[:, [4]], size, np.random.default_rng(0).random((67, 1))) == 0
