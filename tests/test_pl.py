@@ -300,31 +300,76 @@ def test_history_draws_what_is_stored(fitted):
     assert choice.get_xscale() == "log"
 
 
+@pytest.fixture(scope="module")
+def scored(fitted):
+    adata = fitted.copy()
+    neurst.tl.holdout_score(adata, seeds=(0, 1), lam=400, steps=20, progress=False)
+    return adata
+
+
+def test_scores_are_drawn_as_they_are_the_best_method_on_top(scored):
+    methods, genes = neurst.pl.holdout_score(scored)
+    table = scored.uns["holdout_score"]
+    means = table.groupby("method")["score"].mean().sort_values()
+    names = [label.get_text() for label in methods.get_yticklabels()]
+    assert names == list(means.index)
+    dots = [line for line in methods.lines if line.get_marker() == "o"]
+    bars = [bar.get_segments()[0][0, 0] for bar in methods.collections]
+    np.testing.assert_allclose(bars, means)
+    for row, (name, line) in enumerate(zip(names, dots, strict=True)):
+        np.testing.assert_array_equal(line.get_xdata(), table.loc[table["method"] == name, "score"])
+        np.testing.assert_array_equal(line.get_ydata(), [row, row])
+    drawn = np.column_stack([scored.var["holdout_score_baseline"], scored.var["holdout_score"]])
+    np.testing.assert_array_equal(points(genes).get_offsets(), drawn)
+    best = means.drop("field").idxmax()
+    assert [genes.get_xlabel(), genes.get_ylabel()] == [best, "field"]
+    assert genes.texts[0].get_text() == f"{(drawn[:, 1] > drawn[:, 0]).sum()} of {len(drawn)} above"
+    assert genes.get_xlim() == genes.get_ylim()
+
+
+def test_low_scores_stand_at_the_edge_and_genes_without_are_not_drawn(scored):
+    adata = scored.copy()
+    adata.var.iloc[0, adata.var.columns.get_loc("holdout_score_baseline")] = -7.0
+    adata.var.iloc[1, adata.var.columns.get_loc("holdout_score")] = np.nan
+    drawn = points(neurst.pl.holdout_score(adata)[1]).get_offsets()
+    assert len(drawn) == adata.n_vars - 1
+    assert drawn[0, 0] == -0.5
+
+
+def test_scores_of_the_field_alone_can_be_drawn(fitted):
+    adata = fitted.copy()
+    neurst.tl.holdout_score(adata, baselines=(), lam=400, steps=2, progress=False)
+    axes = neurst.pl.holdout_score(adata)
+    axes[0].figure.canvas.draw()
+    assert not len(points(axes[1]).get_offsets())
+
+
 CALLS = {
     "superres": (lambda adata, ax: neurst.pl.superres(adata, GENE, ax=ax), ()),
     "beside": (lambda adata, ax: neurst.pl.superres(adata, GENE, spots=adata, ax=ax), (2,)),
     "gradient": (lambda adata, ax: neurst.pl.gradient(adata, GENE, ax=ax), ()),
     "boundaries": (lambda adata, ax: neurst.pl.gradient(adata, ax=ax), ()),
     "history": (lambda adata, ax: neurst.pl.history(adata, ax=ax), (2,)),
+    "holdout_score": (lambda adata, ax: neurst.pl.holdout_score(adata, ax=ax), (2,)),
 }
 
 
 @pytest.mark.parametrize(("call", "shape"), CALLS.values(), ids=CALLS)
-def test_given_axes_are_used_and_no_figure_is_made(fitted, call, shape):
+def test_given_axes_are_used_and_no_figure_is_made(scored, call, shape):
     figure = plt.figure()
     given = figure.subplots(1, int(np.prod(shape)), squeeze=False).ravel().reshape(shape)[()]
-    returned = call(fitted, given)
+    returned = call(scored, given)
     assert np.all(np.asarray(returned, dtype=object) == np.asarray(given, dtype=object))
     assert plt.get_fignums() == [figure.number]
     with pytest.raises(ValueError, match=r"`ax` is an array of Axes of shape \(5,\): expected"):
-        call(fitted, plt.figure().subplots(1, 5))
+        call(scored, plt.figure().subplots(1, 5))
 
 
 @pytest.mark.parametrize(("call", "shape"), CALLS.values(), ids=CALLS)
-def test_drawing_changes_nothing(fitted, call, shape):
-    before = content(fitted)
-    call(fitted, None)
-    assert content(fitted) == before
+def test_drawing_changes_nothing(scored, call, shape):
+    before = content(scored)
+    call(scored, None)
+    assert content(scored) == before
 
 
 def test_normalised_values_in_3d_are_drawn_in_their_own_unit(normalised):
@@ -369,6 +414,7 @@ ERRORS = {
     "no fit": (lambda a: neurst.pl.superres(a, GENE, key="other"), KeyError, "neurtv_fit.*first"),
     "no fit, gradient": (lambda a: neurst.pl.gradient(a, key="other"), KeyError, "neurtv_fit.*first"),
     "no fit, history": (lambda a: neurst.pl.history(a, key="other"), KeyError, "neurtv_fit.*first"),
+    "no scores": (lambda a: neurst.pl.holdout_score(a), KeyError, r"call `neurst.tl.holdout_score\(adata\)` first"),
     "layer dropped": (
         lambda a: neurst.pl.superres(without(a, layers=["neurtv"]), GENE),
         KeyError,

@@ -31,24 +31,43 @@ SCHEMA = 2  # of uns[key]; raise it when the layout below changes
 LEAST_FOR_STD = 4  # members whose spread is worth writing
 LAYER_LIMIT = 2 * 1024**3  # bytes; a larger layer is not written
 DEFAULT_KEY = "neurtv"
-PLACES = (  # of results under a key
+Places = tuple[tuple[str, str], ...]
+PLACES: Places = (  # of a fit under a key
     ("layers", "{}"), ("layers", "{}_std"), ("layers", "{}_dx"), ("layers", "{}_dy"), ("layers", "{}_dz"), ("obsm", "X_{}"), ("varm", "{}_loadings"),
     ("var", "{}_fitted"), ("var", "{}_empty"), ("var", "{}_deviance_explained"), ("var", "{}_dispersion"), ("var", "{}_gradient"), ("obs", "{}_edge"),
     ("uns", "{}"),
 )  # fmt: skip
+SCORE_PLACES: Places = (("uns", "{}"), ("var", "{}"), ("var", "{}_baseline"))
+SCORE_COLUMNS = ("mode", "seed", "method", "score", "median_r", "seconds", "n_train", "n_test", "lam")
 log = logging.getLogger("neurst")
 
 
 def check_key(adata: AnnData, key: str) -> None:
     """`key` can be stored, and what is stored under it is ours to replace."""
+    _check_name(key)
+    if not _is_ours(adata.uns.get(key)):
+        _check_free(adata, key, PLACES, "a fit")
+
+
+def check_score_key(adata: AnnData, key: str) -> None:
+    """The same for held-out scores."""
+    _check_name(key)
+    if not _are_scores(adata.uns.get(key)):
+        _check_free(adata, key, SCORE_PLACES, "held-out scores")
+
+
+def _check_name(key: str) -> None:
     if not (isinstance(key, str) and key and "/" not in key):
         msg = f"`key_added={key!r}`: expected a name, at least one letter and no '/', which files cannot store"
         raise ValueError(msg)
-    taken = [] if _is_ours(adata.uns.get(key)) else _present(adata, key)
+
+
+def _check_free(adata: AnnData, key: str, places: Places, what: str) -> None:
+    taken = _present(adata, key, places)
     if taken:
-        places = ", ".join(f"`adata.{part}[{name!r}]`" for part, name in taken)
+        names = ", ".join(f"`adata.{part}[{name!r}]`" for part, name in taken)
         msg = (
-            f"`key_added={key!r}` would overwrite {places}, which is not from a fit in `adata.uns[{key!r}]`: pass another `key_added`, or "
+            f"`key_added={key!r}` would overwrite {names}, which is not from {what} in `adata.uns[{key!r}]`: pass another `key_added`, or "
             "delete it first"
         )
         raise ValueError(msg)
@@ -58,9 +77,13 @@ def _is_ours(slot: Any) -> bool:
     return isinstance(slot, Mapping) and "neurst_schema" in slot
 
 
-def _present(adata: AnnData, key: str) -> list[tuple[str, str]]:
+def _are_scores(slot: Any) -> bool:
+    return isinstance(slot, pd.DataFrame) and list(slot.columns) == list(SCORE_COLUMNS)
+
+
+def _present(adata: AnnData, key: str, places: Places) -> list[tuple[str, str]]:
     """Which places of results under `key` are taken."""
-    return [(part, name) for part, form in PLACES if (name := form.format(key)) in getattr(adata, part)]
+    return [(part, name) for part, form in places if (name := form.format(key)) in getattr(adata, part)]
 
 
 # ---- the stored field
@@ -358,7 +381,7 @@ def write_fit(
     if fitted.dispersion is not None:
         columns[f"{key}_dispersion"] = _spread(fitted.dispersion, reading.genes, n, np.nan)
     make_actual(adata)
-    for part, name in _present(adata, key):  # a gradient of an older fit must not outlive it
+    for part, name in _present(adata, key, PLACES):  # a gradient of an older fit must not outlive it
         del getattr(adata, part)[name]
     for name, layer in layers.items():
         adata.layers[name] = layer
@@ -396,6 +419,31 @@ def write_gradient(adata: AnnData, key: str, kept: Stored, genes: Sequence[str])
         adata.layers[f"{key}_d{axis}"] = layer
     adata.var[f"{key}_gradient"] = _spread(total / max(tissue.sum(), 1), columns, adata.n_vars, np.nan)
     adata.obs[f"{key}_edge"] = edge
+
+
+def write_scores(adata: AnnData, key: str, *, reading: Reading, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Held-out scores: the table of methods and seeds, and shares explained by the field and the best baseline, gene by gene."""
+    table = pd.DataFrame([{name: row[name] for name in SCORE_COLUMNS} for row in rows])
+    table.index = table.index.astype(str)  # as a file would give it back
+    per_gene = {"{}": "field", "{}_baseline": best_baseline(table)}
+    columns = {form.format(key): _mean_gene_scores(rows, method, reading) for form, method in per_gene.items()}
+    columns = {name: _spread(scores, reading.genes, adata.n_vars, np.nan) for name, scores in columns.items()}
+    make_actual(adata)
+    for name, column in columns.items():
+        adata.var[name] = column
+    adata.uns[key] = table
+
+
+def _mean_gene_scores(rows: Sequence[Mapping[str, Any]], method: str | None, reading: Reading) -> NDArray:
+    """(G,) means over seeds; NaN if there is no such method."""
+    scores = [row["gene_scores"] for row in rows if row["method"] == method]
+    return np.mean(scores, axis=0) if scores else np.full(len(reading.genes), np.nan)
+
+
+def best_baseline(table: pd.DataFrame) -> str | None:
+    """The method of the best mean score but for the field; None if there is no other."""
+    means = table[table["method"] != "field"].groupby("method")["score"].mean()
+    return str(means.idxmax()) if len(means) else None
 
 
 def _masked(adata: AnnData, key: str) -> NDArray:
@@ -523,3 +571,14 @@ def read_history(adata: AnnData, key: str) -> tuple[Mapping[str, NDArray], Mappi
     """History of the final fits, the strengths tried with their scores, and the strength chosen for each penalty."""
     slot = adata.uns[key]
     return slot["history"], slot["lam_search"], slot["lam"]
+
+
+def read_scores(adata: AnnData, key: str) -> tuple[pd.DataFrame, NDArray, NDArray]:
+    """The table of held-out scores, and per gene those of the field and of the best baseline, (n_vars,) each."""
+    names = [form.format(key) for part, form in SCORE_PLACES if part == "var"]
+    if not _are_scores(adata.uns.get(key)) or any(name not in adata.var for name in names):
+        option = "" if key == "holdout_score" else f", key_added={key!r}"
+        msg = f"`key={key!r}`: `adata` holds no held-out scores under it: call `neurst.tl.holdout_score(adata{option})` first"
+        raise KeyError(msg)
+    field, baseline = (adata.var[name].to_numpy(dtype=float) for name in names)
+    return adata.uns[key], field, baseline

@@ -1,5 +1,6 @@
-"""Tools: fit a field, read it, differentiate it."""
+"""Tools: fit a field, read it, differentiate it, score it."""
 
+from neurst.tl._holdout import holdout_score
 from neurst.tl._neurtv import neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres
 
-__all__ = ["neurtv_fit", "neurtv_gradient", "neurtv_query", "neurtv_superres"]
+__all__ = ["holdout_score", "neurtv_fit", "neurtv_gradient", "neurtv_query", "neurtv_superres"]
