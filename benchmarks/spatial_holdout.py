@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
-from neurst.spatial.baselines import BASELINES
 from scipy import sparse
 from scipy.stats import nbinom
 from tables import write
 
 import neurst
 from neurst.spatial import holdout
+from neurst.spatial.baselines import BASELINES
 from neurst.spatial.uncertainty import calibration, randomised_pit
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from anndata import AnnData, read_h5ad
-from neurst.spatial.baselines import BASELINES
 from scipy import sparse
 from tables import ROOT, write
 
 import neurst
 from neurst.spatial import holdout
+from neurst.spatial.baselines import BASELINES
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from real import load  # the protocol's genes and spots

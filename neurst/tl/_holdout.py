@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from neurst.core.fit import FitConfig
-from neurst.core.nets import Network, as_network
-from neurst.core.penalty import Penalty, as_penalty
+from neurst.core.nets import Network
 from neurst.spatial import baselines as methods
 from neurst.spatial import door, holdout, slots
-from neurst.spatial.fitting import Model, fit_expression
+from neurst.spatial.fitting import fit_expression
 from neurst.spatial.problem import Problem
-from neurst.tl._neurtv import _check_device, _check_options, _check_whole, _progress_bar
+from neurst.tl._neurtv import default_model
+from neurst.tl._options import check_device, check_options, check_whole, progress_bar
 
 OnStep = Callable[[int, int, str], None]
 Route = Callable[[Problem, Problem, OnStep], tuple[NDArray, float]]  # (train, test) -> (M, G) prediction and its lam
@@ -41,11 +40,11 @@ def holdout_score(
     library_key: str | None = None,
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
-    penalty: str = "auto",
+    penalty: str | Sequence[str] = "auto",
     lam: float | Literal["auto"] = "auto",
     rank: int = 20,
-    network: str | Network = "siren",
-    steps: int = 500,
+    network: str | Network = "auto",
+    steps: int | Literal["auto"] = "auto",
     n_members: int = 2,
     for_gaps: bool | None = None,
     device: str = "auto",
@@ -76,12 +75,10 @@ def holdout_score(
         residuals; of values, for normalised data; at most 4,500 training spots), and ``"no_tv"``, the same network with
         ``lam=0``. For counts also ``"kriging_log"`` and ``"lognorm"``, kriging of and the same network on log1p-normalised counts (its `lam` is
         always chosen), and ``"smoother"`` :cite:p:`Su2023`, which needs the package `smoother-omics`.
-    genes, layer, spatial_key, library_key, likelihood, size_factors, penalty, lam, rank, network, steps, device
+    genes, layer, spatial_key, library_key, likelihood, size_factors, penalty, lam, rank, network, steps, n_members, device
         As in :func:`neurtv_fit`.
-    n_members
-        Fits that are averaged into a field.
     for_gaps
-        Choose `lam` for prediction in gaps; None does so in mode ``"block"``.
+        As there; None is True in mode ``"block"``.
     key_added
         Name of the results.
     progress
@@ -94,7 +91,7 @@ def holdout_score(
     ``uns[key]`` : DataFrame
         A row for each seed and method, ``"field"`` among them. ``mode``, ``seed``, ``method``; ``score``, the share explained, all
         genes together; ``median_r``, the median over genes of the correlation with the measured log-rates; ``seconds`` to fit and
-        predict; ``n_train``, ``n_test``; ``lam`` in nats, NaN for methods without.
+        predict; ``n_train``, ``n_test``; ``lam`` in nats, of the penalty of the largest weight, NaN for methods without.
     ``var[key]`` : float
         Share explained by the field, mean over seeds. 0 for a gene that is constant in the training spots or without counts in the
         held-out ones; NaN for genes that were not fitted.
@@ -118,13 +115,21 @@ def holdout_score(
     ['nearest', 'kernel', 'field']
     """
     slots.check_score_key(adata, key_added)
-    regulariser = _regulariser(likelihood, penalty, lam)
+    check_options(likelihood, penalty, lam)
     seeds = (seeds,) if isinstance(seeds, Integral) else tuple(seeds)
-    _check_whole(1, rank=rank, steps=steps, n_members=n_members)
+    check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
     for seed in seeds:
-        _check_whole(0, seeds=seed)
-    _check_device(device)
-    spec = as_network(network)
+        check_whole(0, seeds=seed)
+    check_device(device)
+    options = {
+        "penalty": penalty,
+        "network": network,
+        "rank": rank,
+        "n_members": n_members,
+        "steps": steps,
+        "device": device,
+    }
+    default_model(0, **options)  # what is wrong with them is said before a matrix is read
     reading = door.read(
         adata,
         genes=genes,
@@ -138,25 +143,10 @@ def holdout_score(
     splits = {int(seed): _split(reading.problem, mode, int(seed), fraction) for seed in seeds}
     if not splits:
         raise ValueError(f"`seeds={seeds!r}` is empty: name at least one, e.g. (0, 1, 2)")
-    fit = _Fit(
-        reading.likelihood,
-        regulariser,
-        spec,
-        int(rank),
-        lam,
-        int(n_members),
-        mode == "block" if for_gaps is None else bool(for_gaps),
-        FitConfig(steps=int(steps), device=device),
-    )
-    with _progress_bar(BAR * len(seeds) * (len(names) + 1), progress) as on_step:
+    fit = _Fit(reading.likelihood, lam, mode == "block" if for_gaps is None else bool(for_gaps), options)
+    with progress_bar(BAR * len(seeds) * (len(names) + 1), progress) as on_step:
         rows = list(_rows(splits, names, fit, on_step))
     slots.write_scores(adata, key_added, reading=reading, rows=[{"mode": mode} | row for row in rows])
-
-
-def _regulariser(likelihood: str, penalty: str, lam: float | str) -> Penalty:
-    named = "space_variant" if isinstance(penalty, str) and penalty == "auto" else penalty
-    _check_options(likelihood, named, lam)
-    return as_penalty(named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,19 +154,15 @@ class _Fit:
     """The field that is judged: how it is fitted, whatever the spots."""
 
     likelihood: str
-    penalty: Penalty
-    network: Network
-    rank: int
     lam: float | Literal["auto"]
-    n_members: int
     for_gaps: bool
-    config: FitConfig
+    options: Mapping[str, Any]  # of the model, as of :func:`neurtv_fit`
 
     def __call__(self, train: Problem, test: Problem, on_step: OnStep) -> tuple[NDArray, float]:
-        """(M, G) rates or means at the test spots, and the `lam` they were found with."""
-        model = Model(self.likelihood, self.penalty, self.network, self.rank, self.config)
-        fitted = fit_expression(train, model, lam=self.lam, on_step=on_step)
-        return fitted.field(test.coords), fitted.lam
+        """(M, G) rates or means at the test spots, and the `lam` of the penalty of the largest weight."""
+        model = dataclasses.replace(default_model(len(train.coords), **self.options), likelihood=self.likelihood)
+        fitted = fit_expression(train, model, lam=self.lam, for_gaps=self.for_gaps, on_step=on_step)
+        return fitted.field(test.coords), float(fitted.lam[np.argmax(fitted.weights)])
 
     def of_logs(self, train: Problem, test: Problem, on_step: OnStep) -> tuple[NDArray, float]:
         """The same of log1p-normalised counts under a Gaussian likelihood, turned into rates."""
@@ -240,7 +226,7 @@ def _rows(splits: dict[int, _Split], names: list[str], fit: _Fit, on_step: OnSte
     """Scores of every method for every seed; baselines that can refuse the data come before fits that take their time."""
     done = 0
     for seed, split in splits.items():
-        seeded = dataclasses.replace(fit, config=dataclasses.replace(fit.config, random_state=seed))
+        seeded = dataclasses.replace(fit, options={**fit.options, "random_state": seed})
         for name, route in _routes(seeded).items():
             if name == "field" or name in names:
                 at = partial(_part_of_bar, on_step, done, f"seed {seed}, {name}")

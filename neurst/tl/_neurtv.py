@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from neurst.core import nets
-from neurst.core.fit import FitConfig, resolve_device
+from neurst.core.fit import FitConfig
 from neurst.core.nets import Network, as_network
-from neurst.core.penalty import PENALTIES, Penalty, as_penalty
+from neurst.core.penalty import as_penalty
 from neurst.spatial import door, slots
-from neurst.spatial.fitting import LIKELIHOODS, LamSearch, Model, fit_expression, planned_steps
+from neurst.spatial.fitting import LamSearch, Model, fit_expression, planned_steps
 from neurst.spatial.tissue import CHOICES, geometry, query_lattice
+from neurst.tl._options import check_device, check_options, check_positive, check_whole, named_penalties, progress_bar
 
-DEFAULT_PENALTIES = ("nuclear", "space_variant")
 LATTICES = tuple(dict.fromkeys(CHOICES[2] + CHOICES[3]))
 log = logging.getLogger("neurst")
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int, int, str], None]]:
-    with tqdm(total=total, disable=not show, unit="step", leave=False, mininterval=0.5) as bar:
-
-        def on_step(done: int, planned: int, stage: str) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.update(done - bar.n)
-
-        yield on_step
 
 
 def neurtv_fit(
@@ -155,10 +140,10 @@ def neurtv_fit(
     True
     """
     slots.check_key(adata, key_added)
-    _check_options(likelihood, penalty, lam)
-    _check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
-    _check_whole(0, random_state=random_state)
-    _check_device(device)
+    check_options(likelihood, penalty, lam)
+    check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
+    check_whole(0, random_state=random_state)
+    check_device(device)
     options = {"penalty": penalty, "network": network, "rank": rank, "n_members": n_members, "steps": steps}
     options |= {"device": device, "random_state": random_state}
     default_model(0, **options)  # what is wrong with them is said before a matrix is read
@@ -173,7 +158,7 @@ def neurtv_fit(
     )
     model = default_model(int(reading.spots.sum()), **options)
     model, search = dataclasses.replace(model, likelihood=reading.likelihood), LamSearch()
-    with _progress_bar(planned_steps(lam, model, search), progress) as on_step:
+    with progress_bar(planned_steps(lam, model, search), progress) as on_step:
         fitted = fit_expression(
             reading.problem,
             model,
@@ -190,7 +175,7 @@ def neurtv_fit(
         "likelihood": reading.likelihood,
         "size_factors": _size_source(size_factors),
         "target_sum": reading.target_sum,
-        "penalties": [str(name) for name in _penalties(penalty)],
+        "penalties": [str(name) for name in named_penalties(penalty)],
         "lam": lam,
         "for_gaps": bool(for_gaps),
         "rank": rank,
@@ -228,14 +213,8 @@ def default_model(
     # int: a number of numpy is no seed for torch
     numbers = {"steps": round(500 * growth) if steps == "auto" else int(steps), "random_state": int(random_state)}
     config = FitConfig(n_regularisation=256, refresh_every=25, device=device, **numbers)
-    penalties = tuple(as_penalty(name) for name in _penalties(penalty))
+    penalties = tuple(as_penalty(name) for name in named_penalties(penalty))
     return Model("poisson", penalties, spec, int(rank), config, int(n_members))
-
-
-def _penalties(penalty: str | Penalty | Sequence[str | Penalty]) -> tuple[str | Penalty, ...]:
-    if isinstance(penalty, str):
-        return DEFAULT_PENALTIES if penalty == "auto" else (penalty,)
-    return (penalty,) if isinstance(penalty, Penalty) else tuple(dict.fromkeys(penalty))
 
 
 def _size_source(size_factors: str | Sequence[float] | None) -> str:
@@ -243,50 +222,6 @@ def _size_source(size_factors: str | Sequence[float] | None) -> str:
     if isinstance(size_factors, str):
         return size_factors
     return "totals" if size_factors is None else "array"
-
-
-def _check_options(likelihood: str, penalty: str | Sequence[str], lam: float | str) -> None:
-    if likelihood not in ("auto", *LIKELIHOODS):
-        msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
-        raise ValueError(msg)
-    names = sorted(set(PENALTIES) - {"mixed"})
-    if not _penalties(penalty):
-        msg = f"`penalty={penalty!r}` is empty: choose one or more of {names}, or 'auto'"
-        raise ValueError(msg)
-    for name in _penalties(penalty):
-        if not isinstance(name, Penalty) and name not in names:
-            why = "is for cubes with a spectral axis, which positions lack" if name == "mixed" else "is unknown"
-            msg = f"`penalty={name!r}` {why}: choose 'auto', or one or more of {names}"
-            raise ValueError(msg)
-    automatic = isinstance(lam, str) and lam == "auto"
-    if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
-        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (100 to 3000 suits most tissue)"
-        raise ValueError(msg)
-
-
-def _check_whole(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if not (isinstance(value, Integral) and value >= least):
-            msg = f"`{name}={value!r}`: expected a whole number >= {least}"
-            raise ValueError(msg)
-
-
-def _check_positive(**arguments: float) -> None:
-    for name, value in arguments.items():
-        if not (isinstance(value, Real) and 0 < value < np.inf):
-            msg = f"`{name}={value!r}`: expected a positive, finite number"
-            raise ValueError(msg)
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that a tensor cannot be put on and read back from."""
-    try:
-        torch.zeros(1, device=resolve_device(device)).item()
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        usable += ["mps"] if torch.backends.mps.is_available() else []
-        msg = f"`device={device!r}` cannot be used on this machine: choose one of {usable}"
-        raise ValueError(msg) from error
 
 
 def _genes(kept: slots.Stored, genes: Sequence[str] | str | None) -> list[str]:
@@ -356,7 +291,7 @@ def neurtv_superres(
         msg = f"`factor={factor!r}` and `spacing={spacing!r}` were both given: pass one of them"
         raise ValueError(msg)
     given = {"spacing": spacing, "support_radius": support_radius}
-    _check_positive(factor=factor, **{name: value for name, value in given.items() if value is not None})
+    check_positive(factor=factor, **{name: value for name, value in given.items() if value is not None})
     if lattice not in LATTICES:
         msg = f"`lattice={lattice!r}` is unknown: choose one of {list(LATTICES)}"
         raise ValueError(msg)
@@ -430,7 +365,7 @@ def neurtv_query(
         msg = f"`outside={outside!r}` is unknown: choose 'nan', 'extrapolate' or 'raise'"
         raise ValueError(msg)
     if support_radius is not None:
-        _check_positive(support_radius=support_radius)
+        check_positive(support_radius=support_radius)
     kept = slots.stored(adata, key)
     names = _genes(kept, genes)
     coords = _check_coords(coords, kept.spots)
