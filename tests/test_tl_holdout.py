@@ -16,7 +16,7 @@ from neurst import tl
 from neurst.core.nets import Siren
 from neurst.spatial import slots
 from neurst.spatial.baselines import BASELINES, MEANS, kernel_cv
-from neurst.spatial.fitting import LamPath, fit_expression
+from neurst.spatial.fitting import LamSearch, fit_expression
 from neurst.spatial.holdout import deviance_explained, deviance_explained_per_gene, median_gene_correlation, split
 
 QUICK = {"lam": 50, "steps": 10, "rank": 3, "network": Siren(width=16, depth=2), "device": "cpu", "progress": False}
@@ -109,13 +109,13 @@ def test_the_field_of_a_seed_is_that_of_a_fit_to_its_training_spots():
 
 def test_every_baseline_has_a_name(monkeypatch):
     names = [name for name in (*BASELINES, "no_tv", "lognorm") if name != "smoother"]
-    short = partial(fit_expression, path=LamPath(first_steps=5, stage_steps=2))
+    short = partial(fit_expression, search=LamSearch(steps=3, reach=1))
     monkeypatch.setattr(tl._holdout, "fit_expression", short)
     table = scored(section(radius=6), baselines=names).set_index("method")
     assert set(table.index) == {*names, "field"}
     assert np.isfinite(table[["score", "median_r"]]).all(axis=None)
     assert table.loc["no_tv", "lam"] == 0
-    assert table.loc["lognorm", "lam"] >= 100
+    assert table.loc["lognorm", "lam"] != table.loc["field", "lam"] == 50  # a strength of its own
     assert table.loc[["nearest", "kernel", "kriging", "kriging_log"], "lam"].isna().all()
 
 
