@@ -187,6 +187,12 @@ class Field:
         with torch.no_grad():
             return self.likelihood.mean(self.head(self.latent(coords)))
 
+    def averaged(self, coords: Tensor, footprint: Tensor) -> Tensor:  # (N, d), (Q, d) -> (N, C)
+        """Mean over a footprint, offsets in users' units, of the expected value around coordinates, without offset."""
+        with torch.no_grad():
+            eta = self.head(self.latent(_spread(coords.double(), footprint)))
+            return self.likelihood.mean(self.likelihood.average(eta.unflatten(0, (len(footprint), -1))))
+
     def latent_jacobian(self, coords: Tensor) -> Tensor:  # -> (N, C, d)
         """First derivatives of the network per user unit."""
         with torch.no_grad():
@@ -196,6 +202,11 @@ class Field:
         """Second derivatives of the network per square user unit."""
         with torch.no_grad():
             return hessian(self.net, self._inward(coords))[:, : self.n_latent] / self.box.scale**2
+
+
+def _spread(x: Tensor, footprint: Tensor) -> Tensor:  # (N, d), (Q, d) -> (Q N, d)
+    """The quadrature points around every point, those of the first offset first."""
+    return (footprint.to(x)[:, None] + x).flatten(0, 1)
 
 
 def _draw(total: int, n: int, generator: torch.Generator) -> Tensor | None:
@@ -221,12 +232,14 @@ def fit_field(
 
     Minimises :math:`\sum_{observed} -\log p(y \mid \eta) + \lambda\, \mathrm{mean}_x P(z)(x) - \log p(\mathrm{head})` with
     :math:`\eta = \mathrm{head}(z(x)) + \mathrm{offset}`: `lam` is a prior strength in nats, whose meaning does not move with the
-    number of points.
+    number of points. Where samples have a footprint, offsets :math:`\delta_q`, the mean over q of the expected value at
+    :math:`x + \delta_q` takes the place of that at x: with a log link
+    :math:`\eta = \log \tfrac1Q \sum_q \exp \mathrm{head}(z(x + \delta_q)) + \mathrm{offset}`.
 
     Parameters
     ----------
     samples
-        Coordinates in any unit, values, weights, offsets.
+        Coordinates in any unit, values, weights, offsets, footprint.
     network
         Specification of z.
     likelihood
@@ -298,6 +311,7 @@ def fit_field(
         values = rows(values, None)  # every step needs all rows: make them dense once
     if values.layout == torch.strided:  # not every device holds sparse matrices: their batches are made dense here
         values = values.to(device)
+    footprint = None if samples.footprint is None else (samples.footprint.double() / box.scale).to(x)
     region = Region(x, config.jitter * typical_spacing(x, generator), config.near)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
@@ -308,16 +322,18 @@ def fit_field(
             penalty = penalty.refreshed(net, region.draw(config.refresh_points, generator))
         points = _draw(n, config.batch_points, generator)
         channels = _draw(samples.n_channels, config.batch_channels, generator)
-        z = net(x if points is None else x[points])[:, :n_latent]
+        here = x if points is None else x[points]
+        eta = head(net(here if footprint is None else _spread(here, footprint))[:, :n_latent], channels)
+        if footprint is not None:
+            eta = likelihood.average(eta.unflatten(0, (len(footprint), -1)))
         y = rows(values, points).to(device)
-        eta = head(z, channels)
         if offset is not None:
             eta = eta + rows(offset, points)
         w = None if weight is None else rows(weight, points)
         if channels is not None:
             y, w = y[:, channels], w if w is None or w.shape[1] == 1 else w[:, channels]
-        nll = likelihood(eta, y, w, channels) * (n / len(z)) * (samples.n_channels / eta.shape[1])
-        variation = score(penalty, net, region.draw(config.n_regularisation, generator)) if lam > 0 else z.new_zeros(())
+        nll = likelihood(eta, y, w, channels) * (n / len(eta)) * (samples.n_channels / eta.shape[1])
+        variation = score(penalty, net, region.draw(config.n_regularisation, generator)) if lam > 0 else x.new_zeros(())
         objective = nll + lam * variation + head.prior()
         optimiser.zero_grad(set_to_none=True)
         (objective / n).backward()

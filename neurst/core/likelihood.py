@@ -8,6 +8,7 @@ on the field or the parameters are left out.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -24,6 +25,14 @@ class Likelihood(nn.Module, ABC):
     def mean(self, eta: Tensor) -> Tensor:
         """Inverse link: the expected value at predictor `eta`. The identity unless a count likelihood says exp."""
         return eta
+
+    def average(self, eta: Tensor) -> Tensor:  # (Q, N, C) -> (N, C)
+        """The predictor whose expected value is the mean over the first axis of those at `eta`."""
+        return eta.mean(0)
+
+
+def _log_mean_exp(eta: Tensor) -> Tensor:  # (Q, N, C) -> (N, C)
+    return eta.logsumexp(0) - math.log(len(eta))
 
 
 def _total(terms: Tensor, weight: Tensor | None) -> Tensor:
@@ -130,6 +139,9 @@ class Poisson(Likelihood):
     def mean(self, eta):
         return eta.exp()
 
+    def average(self, eta):
+        return _log_mean_exp(eta)
+
 
 class NegativeBinomial(Likelihood):
     r"""Over-dispersed counts, log link: variance :math:`\mu + \mu^2 / \theta_c`, :math:`\mu = e^\eta`, one learned :math:`\theta_c` per channel.
@@ -155,3 +167,6 @@ class NegativeBinomial(Likelihood):
 
     def mean(self, eta):
         return eta.exp()
+
+    def average(self, eta):
+        return _log_mean_exp(eta)

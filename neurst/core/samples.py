@@ -71,12 +71,16 @@ class Samples:
         None, or (N, 1) or (N, C): 0 marks a missing entry, other values weigh it.
     offset
         None or (N, 1): a known part of the predictor, such as the log of an exposure or a library size.
+    footprint
+        None, or (Q, d) in users' units: offsets of equally weighted quadrature points around every coordinate. A value is then
+        the mean of the field over them, that of an area, instead of its value at the coordinate.
     """
 
     coords: Tensor
     values: Tensor
     weight: Tensor | None = None
     offset: Tensor | None = None
+    footprint: Tensor | None = None
 
     def __post_init__(self):
         n = len(self.coords)
@@ -85,6 +89,10 @@ class Samples:
             if part is not None and (part.ndim != 2 or len(part) != n):
                 msg = f"`{name}` has shape {tuple(part.shape)}: expected ({n}, channels), one row for each coordinate"
                 raise ValueError(msg)
+        spread, d = self.footprint, self.coords.shape[1]
+        if spread is not None and (spread.ndim != 2 or len(spread) == 0 or spread.shape[1] != d):
+            msg = f"`footprint` has shape {tuple(spread.shape)}: expected (Q, {d}) with Q >= 1, one row for each offset"
+            raise ValueError(msg)
 
     def __len__(self) -> int:
         return len(self.coords)

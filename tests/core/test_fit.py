@@ -55,7 +55,7 @@ def fit(
     lam=30.0,
     **rest,
 ):
-    parts = {name: rest.pop(name) for name in ("weight", "offset") if name in rest}
+    parts = {name: rest.pop(name) for name in ("weight", "offset", "footprint") if name in rest}
     options = {name: rest.pop(name) for name in ("head", "n_latent", "box", "start", "on_step") if name in rest}
     samples = Samples(coords, values, **parts)
     return fit_field(
@@ -161,6 +161,68 @@ def test_an_offset_is_added_to_the_predictor():
 def test_units_of_the_coordinates_do_not_matter(penalty):
     refresh = {"refresh_every": 10, "refresh_points": 100}
     units_do_not_matter(lambda coords: fit(coords=coords, penalty=penalty, double=True, **refresh), COORDS)
+
+
+AREA = 4.0 * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
+EACH_BATCH = pytest.mark.parametrize("batches", [{}, {"batch_points": 60, "batch_channels": 2}], ids=["all", "batches"])
+
+
+def averages(field, coords, footprint):
+    """Mean of a field over a footprint, offset by offset."""
+    return torch.stack([field(coords + offset) for offset in footprint]).mean(0)
+
+
+@EACH_BATCH
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_a_tiny_footprint_is_a_point(likelihood, batches):
+    options = {"likelihood": LIKELIHOODS[likelihood], "double": True} | batches
+    point, tiny = (fit(COUNTS, footprint=footprint, **options) for footprint in (None, 1e-9 * AREA))
+    torch.testing.assert_close(tiny(COORDS), point(COORDS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", [Poisson(), Gaussian(0.1)], ids=["log link", "identity"])
+def test_the_average_of_a_field_over_a_footprint_is_that_of_its_expected_values(likelihood):
+    found = fit(COUNTS, likelihood=likelihood, footprint=AREA, double=True)
+    torch.testing.assert_close(found.averaged(COORDS, AREA), averages(found, COORDS, AREA))
+    assert not torch.allclose(found.averaged(COORDS, AREA), found(COORDS), rtol=1e-3)
+
+
+def waves(coords):
+    """Rates that a footprint levels to a good part."""
+    return 50 * torch.sin(coords @ torch.tensor([[0.25, 0.05], [0.05, 0.25]]).double()).exp()
+
+
+@pytest.mark.parametrize("seen", [None, (uniform(N, 2, seed=3) < 0.8).double()], ids=["all seen", "some missing"])
+@pytest.mark.parametrize(
+    ("likelihood", "batches"),
+    [
+        (Poisson(), {}),
+        (NegativeBinomial(torch.full((2,), 1e3)), {"batch_points": 200}),
+        (Gaussian(2.5), {"batch_points": 200, "batch_channels": 1}),
+    ],
+    ids=["poisson", "negative binomial, batches", "gaussian, batches"],
+)
+def test_a_field_with_a_footprint_averages_to_what_was_measured_and_is_sharper_than_that(likelihood, batches, seen):
+    size = None if isinstance(likelihood, Gaussian) else normal(N, 1, seed=4)
+    measured = averages(waves, COORDS, AREA) * (1.0 if size is None else size.exp())
+    values = measured if seen is None else torch.where(seen > 0, measured, torch.nan)
+    parts = {"offset": size, "weight": seen, "head": Loadings(30 * torch.eye(2), torch.full((2,), 50.0))}
+    if size is not None:
+        parts["head"] = Loadings(torch.eye(2), torch.full((2,), 4.0))
+    options = {"steps": 400, "lam": 0.3, "n_latent": 2, "likelihood": likelihood} | parts | batches
+    area, point = (fit(values, footprint=footprint, **options) for footprint in (AREA, None))
+    inner = COORDS[((COORDS > 5) & (COORDS < 35)).all(1)]
+    assert rms_log(area.averaged(inner, AREA), averages(waves, inner, AREA)) < 0.1
+    assert rms_log(area(inner), waves(inner)) < 0.6 * rms_log(point(inner), waves(inner))
+
+
+def rms_log(found, truth):
+    return (found.clamp_min(1e-3) / truth).log().square().mean().sqrt()
+
+
+def test_units_do_not_matter_to_a_footprint_either():
+    scale = lambda coords: (coords.amax(0) - coords.amin(0)).max() / (COORDS.amax(0) - COORDS.amin(0)).max()
+    units_do_not_matter(lambda coords: fit(coords=coords, footprint=scale(coords) * AREA, double=True), COORDS)
 
 
 class Stop(Exception):

@@ -181,6 +181,15 @@ def test_the_mean_is_the_predictor_or_its_exponential(name):
     torch.testing.assert_close(make(name).mean(ETA), ETA.exp() if counts else ETA)
 
 
+@pytest.mark.parametrize("shift", [0.0, 200.0])  # exp(200) is beyond float32
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_average_predictor_expects_the_mean_of_what_its_parts_expect(name, shift):
+    likelihood, eta = make(name), normal(4, N, C) + shift
+    torch.testing.assert_close(likelihood.mean(likelihood.average(eta)), likelihood.mean(eta).mean(0))
+    assert likelihood.average(eta.float()).isfinite().all()
+    torch.testing.assert_close(likelihood.average(ETA[None]), ETA)
+
+
 def test_a_noise_level_is_learned_only_if_asked():
     assert not any(p.requires_grad for p in Gaussian().parameters())
     likelihood = Gaussian(3.0, learned=True).double()

@@ -75,6 +75,12 @@ def test_samples_name_the_part_whose_shape_does_not_fit(name, part):
         Samples(**parts)
 
 
+@pytest.mark.parametrize("shape", [(4,), (0, 2), (4, 3)], ids=str)
+def test_offsets_of_a_footprint_have_as_many_coordinates_as_the_points(shape):
+    with pytest.raises(ValueError, match=r"`footprint` has shape \(.*\): expected \(Q, 2\) with Q >= 1"):
+        Samples(torch.zeros(5, 2), torch.zeros(5, 3), footprint=torch.zeros(shape))
+
+
 def test_samples_know_their_size():
     samples = Samples(torch.zeros(5, 2), torch.zeros(5, 3))
     assert (len(samples), samples.n_channels) == (5, 3)
