@@ -15,11 +15,11 @@ def read(name):
     return ad.read_h5ad(Path(os.environ["NEURST_DATA"]) / "spatial" / f"{name}.h5ad")
 
 
-def load(name, n_genes, section=None):
+def load(name, n_genes, section=None, column="section"):
     """Spots with more than 20 counts: coords (N, 2), counts (N, G) of the most over-dispersed genes, size (N,), names."""
     adata = read(name)
     if section is not None:
-        adata = adata[adata.obs["section"].astype(str) == section]
+        adata = adata[adata.obs[column].astype(str) == section]
     counts, coords = adata.X.toarray().astype(float), np.asarray(adata.obsm["spatial"], float)[:, :2]
     size = counts.sum(1, keepdims=True)  # over all genes
     keep = size[:, 0] > 20

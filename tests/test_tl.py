@@ -120,6 +120,38 @@ def test_the_parameters_of_a_fit_are_kept(done):
     assert set(done.uns["neurtv"]["versions"]) == {"neurst", "torch", "numpy", "anndata"}
 
 
+def diameter_of(adata, **options):
+    tl.neurtv_fit(adata, **QUICK | {"steps": 1} | options)
+    return adata.uns["neurtv"]["params"]["footprint"]
+
+
+def test_a_footprint_is_a_number_that_of_the_picture_that_of_visium_or_none():
+    assert diameter_of(section()) == 0.0  # points
+    assert diameter_of(section(), footprint=90) == 90.0
+    assert (
+        diameter_of(section(), footprint="auto")
+        == section().uns["spatial"]["synthetic"]["scalefactors"]["spot_diameter_fullres"]
+    )
+    bare = section()
+    del bare.uns["spatial"]
+    assert diameter_of(bare, footprint="auto") == pytest.approx(0.55 * PITCH, rel=1e-3)
+    assert diameter_of(stack(), footprint="auto") == 0.0  # cells
+
+
+def test_the_footprint_of_one_section_of_several_pictures_is_its_own():
+    adata = section()
+    picture = {"scalefactors": {"spot_diameter_fullres": 60.0}}
+    adata.obs["slide"], adata.uns["spatial"] = "B", {"A": adata.uns["spatial"]["synthetic"], "B": picture}
+    assert diameter_of(adata, footprint="auto", library_key="slide") == 60.0
+
+
+def test_a_section_with_a_footprint_is_fitted_in_the_plane_and_in_space(done):
+    assert not np.array_equal(fitted(footprint="auto").layers["neurtv"], done.layers["neurtv"])
+    adata = stack()
+    tl.neurtv_fit(adata, footprint=8.0, **QUICK)
+    assert np.isfinite(adata.layers["neurtv"]).all()
+
+
 def test_the_layer_is_the_field_at_the_spots(done):
     values = get.field(done)(done.obsm["spatial"])
     np.testing.assert_array_equal(done.layers["neurtv"], values.astype(np.float32))

@@ -7,7 +7,8 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from neurst.spatial.problem import Matrix, Problem, entries, holds_counts, library_size
-from neurst.spatial.tissue import distinct
+from neurst.spatial.tissue import distinct, geometry
 
 LARGEST = 1e30  # sums of larger values overflow float32
 MOST_NAMES = 12  # listed in an error
+SPOT_DIAMETER = 0.55  # of a Visium spot, in pitches
+SANE_DIAMETERS = (0.2, 1.2)  # of spots on a lattice, in pitches
 TISSUE_MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 log = logging.getLogger("neurst")
 
@@ -155,6 +158,55 @@ def check_positions(coords: NDArray, spatial_key: str, n_obs: int) -> None:
             f"dimensions needs spots that span them; {remedy}"
         )
         raise ValueError(msg)
+
+
+def resolve_footprint(
+    adata: AnnData, footprint: float | Literal["auto"] | None, coords: NDArray, library_key: str | None
+) -> float | None:
+    """Diameter of a spot in the units of the coordinates (N, d) of the fitted spots; None for values at points.
+
+    ``"auto"`` is ``spot_diameter_fullres`` of the section in ``uns["spatial"]``, else 0.55 pitch on a lattice, that of Visium;
+    irregular positions are cells or beads, taken as points.
+    """
+    automatic = isinstance(footprint, str) and footprint == "auto"
+    if footprint is None or not automatic:
+        return None if footprint is None else _given_footprint(footprint)
+    layout = geometry(coords)
+    if layout.kind == "irregular":
+        return None
+    diameter = _stored_diameter(adata, library_key)
+    if diameter is None:
+        return SPOT_DIAMETER * layout.pitch
+    low, high = SANE_DIAMETERS
+    if not low * layout.pitch <= diameter <= high * layout.pitch:
+        msg = (
+            f"`footprint='auto'`: `spot_diameter_fullres` in `adata.uns['spatial']` is {diameter:g}, but the spots are "
+            f"{layout.pitch:.4g} apart: expected {low} to {high} of this; pass the diameter in the units of the coordinates, or None"
+        )
+        raise ValueError(msg)
+    return diameter
+
+
+def _given_footprint(footprint: float) -> float:
+    if isinstance(footprint, (bool, np.bool_)) or not (isinstance(footprint, Real) and 0 < footprint < np.inf):
+        msg = (
+            f"`footprint={footprint!r}`: expected None (values at points), 'auto', or the diameter of a spot, a positive number in the "
+            "units of the coordinates"
+        )
+        raise ValueError(msg)
+    return float(footprint)
+
+
+def _stored_diameter(adata: AnnData, library_key: str | None) -> float | None:
+    """`spot_diameter_fullres` of the one section that `adata` holds, if it is there."""
+    images = adata.uns.get("spatial", {})
+    sections = dict(images) if isinstance(images, Mapping) else {}
+    name = next(iter(sections), None) if library_key is None else str(adata.obs[library_key].iloc[0])
+    section = sections.get(name)
+    factors = section.get("scalefactors", {}) if isinstance(section, Mapping) else {}
+    if "spot_diameter_fullres" not in factors:
+        return None
+    return float(as_floats(factors["spot_diameter_fullres"], "`spot_diameter_fullres` in `adata.uns['spatial']`"))
 
 
 def gene_index(adata: AnnData, genes: Sequence[str] | str | None) -> NDArray:
@@ -299,6 +351,7 @@ def read(
     library_key: str | None,
     likelihood: str,
     size_factors: str | Sequence[float] | None,
+    footprint: float | Literal["auto"] | None,
 ) -> Reading:
     """Everything a fit needs, checked once; nothing is written."""
     check_one_section(adata, library_key)
@@ -320,6 +373,7 @@ def read(
         )
     values = matrix[fitted][:, columns]
     names = adata.var_names.to_numpy().astype(str)[columns]
-    problem = Problem(coords[fitted], values, None if size is None else size[fitted], names)
+    diameter = resolve_footprint(adata, footprint, coords[fitted], library_key)
+    problem = Problem(coords[fitted], values, None if size is None else size[fitted], names, diameter)
     target_sum = 1.0 if size is None else float(np.median(size[fitted]))
     return Reading(problem, likelihood, fitted, tissue, columns, coords, target_sum)

@@ -155,11 +155,17 @@ class Model:
         n, g = problem.values.shape
         rank = max(1, min(self.rank, n - 1, g))
         mean, sd = moments(problem.values)
-        batch = self.config.batch_points or batch_points(n, g)
+        footprint = problem.quadrature()
+        batch = self.config.batch_points or batch_points(n, g * (1 if footprint is None else len(footprint)))
         config = dataclasses.replace(self.config, batch_points=batch, **config)
         values = problem.values if n * g > MOST_DENSE else _dense(problem.values)
         return fit_field(
-            Samples(torch.from_numpy(problem.coords), to_tensor(values), offset=problem.offset()),
+            Samples(
+                torch.from_numpy(problem.coords),
+                to_tensor(values),
+                offset=problem.offset(),
+                footprint=footprint,
+            ),
             network=self.network,
             likelihood=self._data_term(sd),
             penalty=penalty,
@@ -206,14 +212,25 @@ class _Fit:
     loadings: NDArray  # (G, r)
     intercept: NDArray  # (G,)
 
-    def eta(self, coords: NDArray) -> NDArray:
-        """(N, G) predictors."""
-        return _latent(self.found, coords) @ self.loadings.T + self.intercept
+    def eta(self, spots: Problem) -> NDArray:
+        """(N, G) predictors at spots, those of their footprints if they have one."""
+        offsets = spots.quadrature()
+        if offsets is None:
+            return _latent(self.found, spots.coords) @ self.loadings.T + self.intercept
+        each = [_latent(self.found, spots.coords + at) @ self.loadings.T + self.intercept for at in offsets.numpy()]
+        return self.found.likelihood.average(torch.from_numpy(np.stack(each))).numpy()
 
 
 def _latent(found: Field, coords: NDArray) -> NDArray:
     parts = torch.from_numpy(coords).split(65_536)
     return np.concatenate([found.latent(x).double().numpy() for x in parts])
+
+
+def _mean_latent(found: Field, spots: Problem) -> NDArray:
+    """(N, r) latents of spots, means over their footprints if they have one."""
+    offsets = spots.quadrature()
+    ways = np.zeros((1, spots.coords.shape[1])) if offsets is None else offsets.numpy()
+    return sum(_latent(found, spots.coords + at) for at in ways) / len(ways)
 
 
 def _completed(found: Field, problem: Problem, fitted: NDArray) -> _Fit:
@@ -223,7 +240,7 @@ def _completed(found: Field, problem: Problem, fitted: NDArray) -> _Fit:
     if len(fitted) == len(problem.genes):
         return _Fit(found, loadings, intercept)
     rest = np.setdiff1d(np.arange(len(problem.genes)), fitted)
-    z, others = _latent(found, problem.coords), problem.take(np.arange(len(problem.coords)), rest)
+    z, others = _mean_latent(found, problem), problem.take(np.arange(len(problem.coords)), rest)
     all_loadings = np.empty((len(problem.genes), loadings.shape[1]))
     all_intercepts = np.empty(len(problem.genes))
     all_loadings[fitted], all_intercepts[fitted] = loadings, intercept
@@ -234,9 +251,9 @@ def _completed(found: Field, problem: Problem, fitted: NDArray) -> _Fit:
     return _Fit(found, all_loadings, all_intercepts)
 
 
-def _pooled(fits: list[_Fit], weights: NDArray, coords: NDArray) -> NDArray:
+def _pooled(fits: list[_Fit], weights: NDArray, spots: Problem) -> NDArray:
     """(N, G) mean predictor."""
-    return sum(w * fit.eta(coords) for w, fit in zip(weights, fits, strict=True))
+    return sum(w * fit.eta(spots) for w, fit in zip(weights, fits, strict=True))
 
 
 # ---- the choice of lam and of the weights
@@ -263,9 +280,9 @@ def search_lam(score: Callable[[float], float], search: LamSearch) -> tuple[floa
 
     Examples
     --------
-    >>> lam, tried = search_lam(lambda lam: -(math.log(lam / 700) ** 2), LamSearch())
+    >>> lam, tried = search_lam(lambda lam: -(np.log(lam / 700) ** 2), LamSearch())
     >>> round(lam), [round(x) for x in tried]
-    (700, [133, 400, 1200])
+    (700, [400, 1200, 3600])
     """
     tried = {0: score(search.start)}
     for sign in (1, -1):
@@ -363,7 +380,7 @@ class _Trials:
         numbers = {"steps": self.search.steps_of(self.model.config), "learning_rate": self.search.learning_rate}
         self.fits[lam] = self.model.fit(self.train, self.box, self.penalty, lam, on_step=self.on_step, **numbers)
         fit = _completed(self.fits[lam], self.train, np.arange(len(self.train.genes)))
-        return _scores(self.test, fit.eta(self.test.coords), self.train.null())[0]
+        return _scores(self.test, fit.eta(self.test), self.train.null())[0]
 
 
 def _hold_out(
@@ -386,9 +403,9 @@ def _hold_out(
         tried += [(k, strength, found) for strength, found in scores.items()]
         best.append(trials.fits[max(scores, key=scores.get)])
     fits = [_completed(found, train, genes) for found in best]
-    weights = average_weights([fit.eta(hidden.coords)[:, genes] for fit in fits], hidden)
+    weights = average_weights([fit.eta(hidden)[:, genes] for fit in fits], hidden)
     test = test.take(_some(len(test.coords), MOST_SCORED // len(train.genes), model.config.random_state))
-    eta = _pooled(fits, weights, test.coords)
+    eta = _pooled(fits, weights, test)
     score, gene_scores = _scores(test, eta, train.null())
     dispersion = None if test.size is None else inverse_dispersion(test.values, test.size[:, None] * np.exp(eta))
     columns = dict(zip(("penalty", "lam", "score"), map(np.array, zip(*tried, strict=True)), strict=True))

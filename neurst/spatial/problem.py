@@ -11,23 +11,30 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from neurst.spatial.tissue import disc_quadrature
+
 Matrix = NDArray | sparse.csr_array | sparse.csr_matrix
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Spots to fit: coordinates (N, d), values (N, G), library sizes (N,) (None for normalised data), names (G,)."""
+    """Spots to fit: coordinates (N, d), values (N, G), library sizes (N,) (None for normalised data), names (G,).
+
+    `footprint` is the diameter of a spot in the units of the coordinates, over which it averages; None for values at points.
+    """
 
     coords: NDArray
     values: Matrix
     size: NDArray | None
     genes: NDArray
+    footprint: float | None = None
 
     def take(self, spots: NDArray, genes: NDArray | None = None) -> Problem:
         """Some spots and genes of it."""
         values = self.values[spots] if genes is None else self.values[spots][:, genes]
         size = None if self.size is None else self.size[spots]
-        return Problem(self.coords[spots], values, size, self.genes if genes is None else self.genes[genes])
+        genes = self.genes if genes is None else self.genes[genes]
+        return Problem(self.coords[spots], values, size, genes, self.footprint)
 
     def null(self) -> NDArray:
         """(G,) mean rate per unit of library, or mean value."""
@@ -42,6 +49,12 @@ class Problem:
     def offset(self) -> Tensor | None:
         """(N, 1) log library sizes."""
         return None if self.size is None else torch.from_numpy(np.log(self.size))[:, None]
+
+    def quadrature(self) -> Tensor | None:
+        """(Q, d) offsets over which a spot averages."""
+        if self.footprint is None:
+            return None
+        return torch.from_numpy(disc_quadrature(self.footprint, self.coords.shape[1]))
 
     def most_variable(self, n: int) -> NDArray:
         """Indices of the `n` genes with the largest variance (over the mean, for counts)."""

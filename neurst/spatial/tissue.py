@@ -151,6 +151,36 @@ def _solve(k: NDArray, y: NDArray) -> NDArray:
     return np.linalg.solve(k.T @ k, k.T @ y)
 
 
+def disc_quadrature(diameter: float, d: int) -> NDArray:
+    r"""Equally weighted points whose mean is that of a polynomial of degree 3 over a disc, or a ball :cite:p:`Hammer1958`.
+
+    On the disc of radius R the 4 points :math:`(\pm R/2, \pm R/2)`, at distance :math:`R/\sqrt 2` on the diagonals: any
+    rotation of them is as exact. In the ball the 6 points at :math:`\pm R \sqrt{3/5}` on the axes.
+
+    Parameters
+    ----------
+    diameter
+        2 R, in any unit.
+    d
+        2 for a disc, 3 for a ball.
+
+    Returns
+    -------
+    (4, 2) or (6, 3) offsets from the centre, in the unit of the diameter.
+
+    Examples
+    --------
+    >>> disc_quadrature(4.0, 2)
+    array([[ 1.,  1.],
+           [ 1., -1.],
+           [-1.,  1.],
+           [-1., -1.]])
+    """
+    if d == 2:
+        return diameter / 4 * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    return diameter / 2 * np.sqrt(3 / 5) * np.concatenate([np.eye(3), -np.eye(3)])
+
+
 def distance_to_spots(query: ArrayLike, coords: ArrayLike) -> NDArray:
     """Distance from each query point to the nearest measured position.
 

@@ -138,6 +138,7 @@ def holdout_score(
         library_key=library_key,
         likelihood=likelihood,
         size_factors=size_factors,
+        footprint=None,
     )
     names = _known_methods(baselines, reading.likelihood)
     splits = {int(seed): _split(reading.problem, mode, int(seed), fraction) for seed in seeds}

@@ -34,6 +34,7 @@ def neurtv_fit(
     library_key: str | None = None,
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
+    footprint: float | Literal["auto"] | None = None,
     penalty: str | Sequence[str] = "auto",
     lam: float | Literal["auto"] = "auto",
     for_gaps: bool = False,
@@ -73,6 +74,11 @@ def neurtv_fit(
         ``"auto"`` is Poisson if the matrix holds whole numbers >= 0, else Gaussian.
     size_factors
         Library sizes, an array (n_obs,) or a column of `obs`. If None, totals over *all* genes of the layer.
+    footprint
+        Diameter of a spot, in the units of the coordinates: its counts are then taken for those of a disc (a ball in 3-d), the mean
+        rate at 4 (6) points of it, and the field is sharper than the spots. None takes a spot for a point. ``"auto"`` is
+        ``uns["spatial"][...]["scalefactors"]["spot_diameter_fullres"]``, else 0.55 of the pitch on a lattice (Visium); irregular
+        positions are points.
     penalty
         On the latent field: ``"nuclear"`` (:class:`neurst.core.penalty.NuclearTV`: channels share their directions),
         ``"space_variant"`` (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``,
@@ -107,7 +113,7 @@ def neurtv_fit(
     None, and writes
 
     ``layers[key]`` : (n_obs, n_vars) float32
-        Expected expression at the spots: for counts at library size ``target_sum`` (the median of the fitted spots), else
+        Expected expression at the spots (with a `footprint`: at their centres): for counts at library size ``target_sum`` (the median of the fitted spots), else
         in the units of the data. NaN for genes that were not fitted.
     ``layers["<key>_std"]`` : (n_obs, n_vars) float32, if ``n_members >= 4``
         Standard deviation of the expected expression between members, in its units.
@@ -155,6 +161,7 @@ def neurtv_fit(
         library_key=library_key,
         likelihood=likelihood,
         size_factors=size_factors,
+        footprint=footprint,
     )
     model = default_model(int(reading.spots.sum()), **options)
     model, search = dataclasses.replace(model, likelihood=reading.likelihood), LamSearch()
@@ -175,6 +182,7 @@ def neurtv_fit(
         "likelihood": reading.likelihood,
         "size_factors": _size_source(size_factors),
         "target_sum": reading.target_sum,
+        "footprint": reading.problem.footprint or 0.0,
         "penalties": [str(name) for name in named_penalties(penalty)],
         "lam": lam,
         "for_gaps": bool(for_gaps),

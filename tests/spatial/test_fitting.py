@@ -13,6 +13,7 @@ from neurst.core.samples import Box
 from neurst.spatial import holdout
 from neurst.spatial.fitting import LamPath, Model, batch_points, fit_expression, planned_steps, vertex
 from neurst.spatial.problem import Problem, holds_counts, library_size, moments, residual_directions
+from neurst.spatial.tissue import disc_quadrature
 
 N, G = 241, 13
 EMPTY = 5  # a gene without counts
@@ -309,6 +310,16 @@ def test_the_score_is_the_deviance_explained_on_spots_that_were_held_out():
     rate = alone(torch.from_numpy(test.coords)).double().numpy()
     expected = holdout.deviance_explained(test.values, test.size, rate, train.null())
     assert fit(counted()).score == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_score_of_spots_with_a_footprint_is_that_of_their_averages():
+    whole = dataclasses.replace(counted(), footprint=8.0)
+    problem = known(whole)
+    train, test = (problem.take(i) for i in holdout.split(problem.coords, "random", random_state=0, fraction=0.2))
+    alone = model(problem).fit(train, Box.of(torch.from_numpy(problem.coords)), 30.0)
+    parts = [alone(torch.from_numpy(test.coords + offset)).double().numpy() for offset in disc_quadrature(8.0, 2)]
+    expected = holdout.deviance_explained(test.values, test.size, np.mean(parts, axis=0), train.null())
+    assert fit(whole).score == pytest.approx(expected, rel=1e-5)
 
 
 def test_expected_counts_are_those_of_a_spot_with_the_target_sum():

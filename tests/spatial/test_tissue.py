@@ -1,10 +1,13 @@
+from itertools import product
+from math import prod
+
 import numpy as np
 import pytest
 from real import needs_data, read
 from scipy.spatial.distance import cdist
 
 from neurst.spatial import tissue
-from neurst.spatial.tissue import distance_to_spots, distinct, geometry, query_lattice
+from neurst.spatial.tissue import disc_quadrature, distance_to_spots, distinct, geometry, query_lattice
 
 VECTORS = {"hexagonal": np.array([[1.0, 0.0], [0.5, np.sqrt(3) / 2]]), "square": np.eye(2)}
 LATTICES = [(kind, angle, scale) for kind in VECTORS for angle in (0.0, 0.2, 0.5, 1.3, 2.9) for scale in (1e-3, 137.0)]
@@ -223,6 +226,37 @@ def test_a_lattice_without_a_point_near_the_spots_is_empty():
     points, _ = lattice("square")
     layout = geometry(points)
     assert query_lattice(points[:1] + 0.4, spacing=1.0, radius=0.1, geometry=layout).shape == (0, 2)
+
+
+def ball_moment(powers, radius):
+    """Mean of a monomial over a ball: 0 if a power is odd."""
+    d, degree = len(powers), sum(powers)
+    if any(p % 2 for p in powers):
+        return 0.0
+    odd = [prod(range(p - 1, 0, -2)) for p in powers]  # (p - 1)!!, the moments of a standard normal
+    on_sphere = prod(odd) / prod(d + 2 * k for k in range(degree // 2))
+    return on_sphere * d / (d + degree) * radius**degree
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("diameter", [1.0, 55.0])
+def test_the_quadrature_of_a_spot_is_exact_up_to_degree_3(d, diameter):
+    points = disc_quadrature(diameter, d)
+    assert points.shape == {2: (4, 2), 3: (6, 3)}[d]
+    assert (np.linalg.norm(points, axis=1) < diameter / 2).all()
+    for powers in product(range(4), repeat=d):
+        if sum(powers) <= 3:
+            expected = ball_moment(powers, diameter / 2)
+            np.testing.assert_allclose(
+                np.prod(points**powers, axis=1).mean(), expected, rtol=1e-12, atol=1e-12 * diameter ** sum(powers)
+            )
+
+
+@pytest.mark.parametrize("powers", [(2, 0), (0, 4, 0), (2, 2), (2, 1), (2, 2, 2)])
+def test_moments_of_a_ball_are_those_of_points_drawn_in_it(powers):
+    x = np.random.default_rng(0).uniform(-1, 1, (400_000, len(powers)))
+    x = x[np.linalg.norm(x, axis=1) < 1]
+    np.testing.assert_allclose(ball_moment(powers, 1.0), np.prod(x**powers, axis=1).mean(), atol=2e-3)
 
 
 REAL = {  # kind and number of dimensions
