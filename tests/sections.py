@@ -11,7 +11,14 @@ from neurst.core.nets import Siren
 from neurst.datasets import SyntheticTissue, synthetic_visium
 
 PITCH = SyntheticTissue.pitch
-QUICK = {"lam": 400, "steps": 10, "network": Siren(width=16, depth=2), "progress": False}
+QUICK = {
+    "penalty": "nuclear",
+    "lam": 400,
+    "n_members": 2,
+    "steps": 10,
+    "network": Siren(width=16, depth=2),
+    "progress": False,
+}
 
 
 @cache

@@ -15,9 +15,9 @@ from sections import PITCH, QUICK, fitted, section, stack
 
 from neurst import get, tl
 from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline
-from neurst.core.penalty import PENALTIES
+from neurst.core.penalty import PENALTIES, HigherOrderTV
 from neurst.spatial import expression, slots
-from neurst.spatial.fitting import LamPath
+from neurst.spatial.fitting import LamSearch
 
 SMALL = {
     "siren": Siren(width=16, depth=2),
@@ -70,7 +70,7 @@ def test_a_fit_writes_the_slots_it_promises_and_nothing_else(key):
         "layers": {key: (n_obs, n_vars)},
         "obsm": {f"X_{key}": (n_obs, 20)},
         "varm": {f"{key}_loadings": (n_vars, 20)},
-        "var": {f"{key}_fitted": (n_vars,), f"{key}_empty": (n_vars,), f"{key}_deviance_explained": (n_vars,)},
+        "var": {f"{key}_{name}": (n_vars,) for name in ("fitted", "empty", "deviance_explained", "dispersion")},
         "obs": {},
     }
     for part, shapes in written.items():
@@ -83,7 +83,8 @@ def test_a_fit_writes_the_slots_it_promises_and_nothing_else(key):
             assert np.isfinite(np.asarray(slot[name])).all()
             del slot[name]
     slot = adata.uns.pop(key)
-    assert set(slot) == {"neurst_schema", "versions", "params", "lam", "lam_path", "score", "history", "field"}
+    chosen = {"lam", "penalty_weights", "lam_search", "score"}
+    assert set(slot) == {"neurst_schema", "versions", "params", "history", "field"} | chosen
     assert_same(adata, before)
     for name in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(adata.X, name), getattr(before.X, name))
@@ -104,8 +105,8 @@ def leaves(value, path=""):
 @pytest.mark.parametrize("network", SMALL.values(), ids=SMALL)
 def test_a_stored_field_is_plain_arrays_strings_and_numbers(network):
     for path, value in leaves(fitted(network=network).uns["neurtv"]):
-        numbers = isinstance(value, list) and all(isinstance(v, int) for v in value)
-        assert numbers or type(value) in (str, int, float, np.ndarray), path
+        listed = isinstance(value, list) and len({type(v) for v in value}) == 1 and type(value[0]) in (int, str)
+        assert listed or type(value) in (str, int, float, bool, np.ndarray), path
         if isinstance(value, np.ndarray):
             assert value.dtype.kind in "fiU" or all(type(v) is str for v in value), path
 
@@ -113,10 +114,12 @@ def test_a_stored_field_is_plain_arrays_strings_and_numbers(network):
 def test_the_parameters_of_a_fit_are_kept(done):
     params = done.uns["neurtv"]["params"]
     expected = {"lam": 400, "steps": 10, "rank": 20, "likelihood": "poisson", "layer": "X", "random_state": 0}
+    expected |= {"penalties": ["nuclear"], "n_members": 2, "for_gaps": False}
     assert expected.items() <= params.items()
     assert (params["n_spots"], params["n_genes"]) == done.shape
     assert params["target_sum"] == np.median(np.asarray(done.X.sum(1)))
-    assert done.uns["neurtv"]["lam"] == 400.0
+    assert done.uns["neurtv"]["lam"] == {"nuclear": 400.0}
+    assert done.uns["neurtv"]["penalty_weights"] == {"nuclear": 1.0}
     assert set(done.uns["neurtv"]["versions"]) == {"neurst", "torch", "numpy", "anndata"}
 
 
@@ -292,7 +295,7 @@ def test_normalised_data_are_fitted_with_the_identity_link():
 def test_every_penalty_has_a_name_in_fit(penalty):
     adata = fitted(penalty=penalty, steps=3)
     assert np.isfinite(adata.layers["neurtv"]).all()
-    assert adata.uns["neurtv"]["params"]["penalty"] == penalty
+    assert adata.uns["neurtv"]["params"]["penalties"] == [penalty]
     tl.neurtv_gradient(adata)
     assert np.isfinite(adata.layers["neurtv_dy"]).all()
     assert tl.neurtv_superres(adata).shape[1] == 20
@@ -302,7 +305,7 @@ def test_every_penalty_has_a_name_in_fit(penalty):
 @pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "gaussian"])
 @pytest.mark.filterwarnings("error")
 def test_every_network_and_likelihood_has_a_name_in_fit(network, likelihood):
-    adata = fitted(radius=4, network=network, likelihood=likelihood, steps=3)
+    adata = fitted(radius=4, network=network, likelihood=likelihood, steps=3, n_members=1)
     assert np.isfinite(adata.layers["neurtv"]).all()
     assert adata.uns["neurtv"]["params"]["network"]["name"] == network
     np.testing.assert_array_equal(get.field(adata)(adata.obsm["spatial"]).astype(np.float32), adata.layers["neurtv"])
@@ -310,13 +313,85 @@ def test_every_network_and_likelihood_has_a_name_in_fit(network, likelihood):
 
 def test_lam_is_chosen_on_held_out_spots(monkeypatch):
     module = sys.modules["neurst.tl._neurtv"]
-    monkeypatch.setattr(module, "LamPath", partial(LamPath, ratio=4, first_steps=20, stage_steps=10))
-    adata = fitted(lam="auto")
-    slot = adata.uns["neurtv"]
-    assert len(slot["lam_path"]["lam"]) == len(slot["lam_path"]["score"]) > 1
-    assert slot["lam_path"]["lam"].min() <= slot["lam"] <= slot["lam_path"]["lam"].max()
-    assert slot["score"] == pytest.approx(slot["lam_path"]["score"].max(), abs=1e-6)
+    monkeypatch.setattr(module, "LamSearch", partial(LamSearch, steps=20, reach=1))
+    slot = fitted(lam="auto").uns["neurtv"]
+    search = slot["lam_search"]
+    assert len(search["penalty"]) == len(search["lam"]) == len(search["score"]) > 1
+    assert set(search["penalty"]) == {"nuclear"}
+    assert search["lam"].min() <= slot["lam"]["nuclear"] <= search["lam"].max()
+    assert slot["score"] == pytest.approx(search["score"].max(), abs=1e-6)
     assert slot["params"]["lam"] == "auto"
+
+
+PENALTY_NAMES = {
+    "auto": ("auto", ["nuclear", "space_variant"]),
+    "several": (["tgv", "isotropic", "tgv"], ["tgv", "isotropic"]),
+    "an object": (HigherOrderTV(3), ["HigherOrderTV(order=3)"]),
+    "objects and names": (("vectorial", HigherOrderTV(3)), ["vectorial", "HigherOrderTV(order=3)"]),
+}
+
+
+@pytest.mark.parametrize(("penalty", "names"), PENALTY_NAMES.values(), ids=PENALTY_NAMES)
+def test_penalties_are_named_in_what_is_stored(penalty, names):
+    slot = fitted(radius=4, penalty=penalty, steps=3).uns["neurtv"]
+    assert slot["params"]["penalties"] == list(slot["lam_search"]["penalty"]) == names
+    assert slot["lam"] == dict.fromkeys(names, 400.0)
+    assert list(slot["penalty_weights"]) == names
+    assert sum(slot["penalty_weights"].values()) == pytest.approx(1)
+
+
+def test_discs_are_held_out_for_gaps(done):
+    adata = fitted(for_gaps=True)
+    assert adata.uns["neurtv"]["params"]["for_gaps"] is True
+    assert (adata.var["neurtv_deviance_explained"] != done.var["neurtv_deviance_explained"]).all()
+    np.testing.assert_array_equal(adata.layers["neurtv"], done.layers["neurtv"])  # at the same lam, of the same spots
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """A section with a field of four members."""
+    return fitted(n_members=4, penalty=["nuclear", "space_variant"])
+
+
+def test_four_members_have_a_standard_deviation_at_the_spots_and_between_them(spread, done):
+    field, spots = get.field(spread), spread.obsm["spatial"]
+    assert spread.layers["neurtv_std"].dtype == np.float32
+    np.testing.assert_array_equal(spread.layers["neurtv_std"], field.std(spots).astype(np.float32))
+    assert (spread.layers["neurtv_std"] > 0).all()
+    for out in (tl.neurtv_superres(spread), tl.neurtv_query(spread, spots + 20.0, outside="extrapolate")):
+        assert set(out.layers) == {"neurtv_std"}
+        np.testing.assert_allclose(out.layers["neurtv_std"], field.std(out.obsm["spatial"]), rtol=1e-5)
+    some = tl.neurtv_superres(spread, genes=SOME)
+    np.testing.assert_allclose(some.layers["neurtv_std"], tl.neurtv_superres(spread)[:, SOME].layers["neurtv_std"])
+    assert "neurtv_std" not in done.layers  # of two members
+    assert not tl.neurtv_superres(done).layers
+
+
+def test_the_standard_deviation_of_a_query_is_masked_as_its_values_are(spread):
+    coords = spread.obsm["spatial"][:9].copy()
+    coords[4] -= 1e4
+    read, beyond = (tl.neurtv_query(spread, coords, outside=outside) for outside in ("nan", "extrapolate"))
+    known = np.arange(9) != 4
+    np.testing.assert_array_equal(np.isfinite(read.layers["neurtv_std"]).all(1), known)
+    np.testing.assert_array_equal(np.isnan(read.layers["neurtv_std"]).all(1), ~known)
+    np.testing.assert_array_equal(read.layers["neurtv_std"][known], beyond.layers["neurtv_std"][known])
+    assert np.isfinite(beyond.layers["neurtv_std"]).all()
+
+
+def test_the_standard_deviation_of_genes_that_were_not_asked_for_is_nan():
+    adata = fitted(genes=SOME, n_members=4, radius=4)
+    asked = adata.var_names.isin(SOME)
+    np.testing.assert_array_equal(np.isfinite(adata.layers["neurtv_std"]), np.broadcast_to(asked, adata.shape))
+    np.testing.assert_array_equal(adata.var["neurtv_dispersion"].notna(), asked)
+
+
+def test_a_refit_of_fewer_members_removes_the_standard_deviation(spread, done):
+    adata = spread.copy()
+    tl.neurtv_fit(adata, **QUICK)
+    assert_same(adata, done)
+    adata.X = np.log1p(dense(adata.X))
+    tl.neurtv_fit(adata, **QUICK)
+    assert "neurtv_dispersion" not in adata.var  # that of counts
 
 
 def test_a_fit_can_be_repeated_under_the_same_key(done):
@@ -355,7 +430,7 @@ def test_an_interrupt_leaves_the_data_as_they_were(monkeypatch):
 def test_progress_is_shown_on_request(progress, capfd):
     fitted(radius=4, progress=progress)
     out, err = capfd.readouterr()
-    assert ("/20" in err) is progress
+    assert ("/30" in err) is progress
     assert not out
 
 
@@ -373,6 +448,7 @@ def test_a_layer_above_the_limit_is_not_written_but_can_be_queried(monkeypatch, 
 
 
 FORMATS = {"siren": ["h5ad", "zarr"], "fourier": ["h5ad"], "lowrank": ["h5ad"], "spline": ["h5ad", "zarr"]}
+MEMBERS = {"siren": 4, "spline": 1}  # else 2
 READ = """
     import sys
     import anndata, numpy as np, neurst
@@ -384,7 +460,10 @@ READ = """
         out = neurst.tl.neurtv_query(adata, points, outside="extrapolate")
         dense = neurst.tl.neurtv_superres(adata, factor=2)
         neurst.tl.neurtv_gradient(dense)
-        np.savez(f"{folder}/{name}.npz", query=out.X, dense=dense.X, dx=dense.layers["neurtv_dx"])
+        arrays = {"query": out.X, "dense": dense.X, "dx": dense.layers["neurtv_dx"]}
+        if "neurtv_std" in dense.layers:
+            arrays["std"] = dense.layers["neurtv_std"]
+        np.savez(f"{folder}/{name}.npz", **arrays)
 """
 
 
@@ -393,17 +472,64 @@ def test_a_file_read_in_another_process_answers_with_the_same_numbers(tmp_path):
     np.save(tmp_path / "points.npy", points)
     expected = {}
     for name, network in SMALL.items():
-        adata = fitted(network=network, steps=3)
+        adata = fitted(network=network, steps=3, n_members=MEMBERS.get(name, 2))
         out, dense_ = tl.neurtv_query(adata, points, outside="extrapolate"), tl.neurtv_superres(adata, factor=2)
         tl.neurtv_gradient(dense_)
         for suffix in FORMATS[name]:
             getattr(adata, f"write_{suffix}")(tmp_path / f"{name}.{suffix}")
-            expected[f"{name}.{suffix}"] = {"query": out.X, "dense": dense_.X, "dx": dense_.layers["neurtv_dx"]}
+            arrays = {"query": out.X, "dense": dense_.X, "dx": dense_.layers["neurtv_dx"]}
+            if name == "siren":
+                arrays["std"] = dense_.layers["neurtv_std"]
+            expected[f"{name}.{suffix}"] = arrays
     run(READ, tmp_path, *expected)
     for name, arrays in expected.items():
         found = np.load(tmp_path / f"{name}.npz")
+        assert set(found) == set(arrays)
         for part, values in arrays.items():
             np.testing.assert_array_equal(found[part], values, err_msg=f"{name} {part}")
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_a_file_holds_the_members_of_a_field(tmp_path, spread, suffix):
+    getattr(spread, f"write_{suffix}")(tmp_path / f"section.{suffix}")
+    again = getattr(anndata, f"read_{suffix}")(tmp_path / f"section.{suffix}")
+    np.testing.assert_array_equal(again.layers["neurtv_std"], spread.layers["neurtv_std"])
+    here, there = get.field(spread), get.field(again)
+    for name in ("weights", "loadings", "intercepts"):
+        np.testing.assert_array_equal(getattr(there.members, name), getattr(here.members, name))
+    assert there.net.widths == here.net.widths
+    np.testing.assert_array_equal(there.std(spread.obsm["spatial"]), here.std(spread.obsm["spatial"]))
+    for name in ("lam", "penalty_weights"):
+        assert dict(again.uns["neurtv"][name]) == spread.uns["neurtv"][name]
+    assert list(again.uns["neurtv"]["params"]["penalties"]) == ["nuclear", "space_variant"]
+
+
+def as_schema_1(adata):
+    """The field of one fit as the first layout had it: one network, its outputs a number."""
+    slot = adata.uns["neurtv"]
+    part = slot["field"]
+    part["weights"] = {name.removeprefix("nets-0-"): w for name, w in part["weights"].items()}
+    part["n_outputs"] = int(part["n_outputs"][0])
+    del part["widths"], part["members"], slot["penalty_weights"], slot["lam_search"]
+    slot["lam"], slot["neurst_schema"] = 400.0, 1
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["in memory", "from a file"])
+@pytest.mark.parametrize("penalty", ["nuclear", "tgv"])  # as many outputs as latents, or more
+def test_a_field_of_the_first_layout_is_read_to_the_same_numbers(tmp_path, penalty, file):
+    adata = fitted(n_members=1, penalty=penalty)
+    points = adata.obsm["spatial"] + 20.0
+    old = adata.copy()
+    as_schema_1(old)
+    if file:
+        old.write_h5ad(tmp_path / "old.h5ad")
+        old = anndata.read_h5ad(tmp_path / "old.h5ad")
+    for read in (tl.neurtv_superres, lambda a: tl.neurtv_query(a, points, outside="extrapolate")):
+        np.testing.assert_array_equal(read(old).X, read(adata).X)
+    assert get.field(old).members is None
+    for each in (old, adata):
+        tl.neurtv_gradient(each)
+    np.testing.assert_array_equal(old.layers["neurtv_dx"], adata.layers["neurtv_dx"])
 
 
 def test_a_dense_section_can_be_written_and_read_further(tmp_path, done):

@@ -246,7 +246,7 @@ def _completed(found: Field, problem: Problem, fitted: NDArray) -> _Fit:
     all_loadings[fitted], all_intercepts[fitted] = loadings, intercept
     phi = None
     if isinstance(found.likelihood, NegativeBinomial):  # genes of like spread: those of the fit
-        phi = np.full(len(rest), float(torch.exp(-found.likelihood.log_dispersion).median()))
+        phi = np.full(len(rest), float(torch.exp(-found.likelihood.log_dispersion.detach()).median()))
     all_loadings[rest], all_intercepts[rest] = solve_loadings(z, others, inverse_dispersion=phi)
     return _Fit(found, all_loadings, all_intercepts)
 

@@ -18,6 +18,7 @@ from neurst.core.penalty import (
     HigherOrderTV,
     IsotropicTV,
     MixedTV,
+    NuclearTV,
     SpaceVariantTV,
     VectorialTV,
     WeightedTV,
@@ -86,6 +87,7 @@ ON_PLANES = {
     "isotropic": (IsotropicTV(), planes, SLOPE.norm(dim=1).sum()),
     "anisotropic": (AnisotropicTV(), planes, SLOPE.abs().sum()),
     "vectorial": (VectorialTV(), planes, SLOPE.norm()),
+    "nuclear": (NuclearTV(), planes, torch.linalg.svdvals(SLOPE).sum()),
     "directional": (DirectionalTV(ROTATION[:2]), planes, (SLOPE @ ROTATION[:2].T).abs().sum()),
     "weighted": (WeightedTV(WEIGHT), planes, WEIGHT.mean() * SLOPE.norm(dim=1).sum()),
     "directional, weighted": (
@@ -193,7 +195,7 @@ def test_tv_of_a_step_is_its_rise_over_the_length_however_steep(steepness):
     n, length, height = 4001, 2.0, 3.0
     x = ((torch.arange(n).double() + 0.5) / n * length - length / 2)[:, None]
     step = lambda u: torch.tanh(u * steepness) * (height / 2 / math.tanh(steepness))
-    for name in ("isotropic", "anisotropic", "vectorial"):
+    for name in ("isotropic", "anisotropic", "vectorial", "nuclear"):
         found = score(as_penalty(name), step, x)
         torch.testing.assert_close(found, torch.tensor(height / length).double(), rtol=1e-4, atol=0.0)
 
@@ -210,7 +212,7 @@ def turn_second_field(field, q):
     return lambda x: F.linear(field(F.linear(x, q)), turn)
 
 
-@pytest.mark.parametrize("name", ["isotropic", "vectorial", "hessian", "tgv", "edge_weighted", "space_variant"])
+@pytest.mark.parametrize("name", ["isotropic", "vectorial", "nuclear", "hessian", "tgv", "edge_weighted", "space_variant"])
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_rotated_field_costs_the_same(name, d):
     q = torch.linalg.qr(normal(d, d, seed=7)).Q
@@ -221,6 +223,70 @@ def test_a_rotated_field_costs_the_same(name, d):
     torch.testing.assert_close(score(penalty.refreshed(there, anchors @ q), there, x @ q), expected)
     other = score(AnisotropicTV(), there, x @ q)  # the law can fail
     assert not torch.isclose(other, score(AnisotropicTV(), field, x), rtol=1e-3)
+
+
+# ---- total nuclear variation
+
+
+def jets(*shape, seed=0):
+    """A jet of no field, of random first derivatives (d, N, C)."""
+    terms = normal(*shape, seed=seed)
+    return Jet(torch.zeros_like(terms[0]), terms[None])
+
+
+NUCLEAR = [(1, N, 3), (2, N, 1), (2, N, 2), (2, N, 5), (3, N, 2), (3, N, 3), (3, N, 20)]  # (d, N, C)
+
+
+@pytest.mark.parametrize("shape", NUCLEAR, ids=str)
+def test_the_nuclear_penalty_is_the_mean_sum_of_singular_values(shape):
+    jet = jets(*shape)
+    expected = torch.linalg.svdvals(jet.derivative(1).permute(1, 2, 0)).sum(-1).mean()
+    torch.testing.assert_close(NuclearTV()(jet), expected)
+
+
+@pytest.mark.parametrize("shape", NUCLEAR, ids=str)
+def test_the_slope_of_the_nuclear_penalty_is_that_of_the_singular_values(shape):
+    terms = jets(*shape).terms.clone().requires_grad_()
+    if shape[0] <= shape[2]:  # else a singular value is zero for good
+        torch.autograd.gradcheck(lambda t: NuclearTV()(Jet(torch.zeros_like(t[0, 0]), t)), terms)
+    (found,) = torch.autograd.grad(NuclearTV()(Jet(torch.zeros_like(terms[0, 0]), terms)), terms)
+    u, _, vh = torch.linalg.svd(terms.detach()[0].permute(1, 2, 0), full_matrices=False)
+    torch.testing.assert_close(found[0], (u @ vh).permute(2, 0, 1) / N)  # its subgradient of least norm
+
+
+@pytest.mark.parametrize("shape", NUCLEAR, ids=str)
+def test_frames_of_coordinates_and_channels_do_not_matter_to_the_nuclear_penalty(shape):
+    d, _, c = shape
+    jet, q, p = jets(*shape), torch.linalg.qr(normal(d, d, seed=1)).Q, torch.linalg.qr(normal(c, c, seed=2)).Q
+    turned = Jet(jet.value, torch.einsum("kinc,ij,ce->kjne", jet.terms, q, p))
+    torch.testing.assert_close(NuclearTV()(turned), NuclearTV()(jet))
+    if d > 1 and c > 1:  # the law can fail
+        assert not torch.isclose(IsotropicTV()(turned), IsotropicTV()(jet), rtol=1e-3)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_where_channels_share_a_direction_the_nuclear_penalty_is_the_vectorial_one(d):
+    shared = torch.einsum("in,nc->inc", normal(d, N, seed=1), normal(N, 4, seed=2))
+    jet = Jet(torch.zeros_like(shared[0]), shared[None])
+    torch.testing.assert_close(NuclearTV()(jet), VectorialTV()(jet))
+    other = jets(d, N, 4)
+    nuclear, vectorial = NuclearTV()(other), VectorialTV()(other)
+    if d > 1:  # elsewhere it is larger, but not by more than the rank allows
+        assert 1.05 * vectorial < nuclear < d**0.5 * vectorial
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_jacobian_is_singular_the_slope_of_the_nuclear_penalty_is_finite(dtype):
+    terms = torch.zeros(1, 2, 4, 3, dtype=dtype)
+    terms[0, 0, 1] = 1.0  # rank one
+    terms[0, :, 2] = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])  # rank one, in no frame of its own
+    terms[0, :, 3] = 1e-30 * torch.tensor([[1.0, 2.0, 3.0], [3.0, -1.0, 0.5]])  # next to nothing
+    terms.requires_grad_()
+    (slope,) = torch.autograd.grad(NuclearTV()(Jet(torch.zeros_like(terms[0, 0]), terms)), terms)
+    assert slope.isfinite().all()
+    assert not slope[:, :, 0].any()
+    torch.testing.assert_close(slope[0, 0, 1], torch.full((3,), 3**-0.5 / 4, dtype=dtype))
+    assert slope.flatten(2).norm(dim=1).max() < 1  # of a norm: bounded
 
 
 def test_directions_say_which_way_variation_costs():

@@ -7,8 +7,7 @@ import torch
 from neurst.core.nets import Fourier, LowRank, Siren, Spline
 from neurst.core.samples import Box
 from neurst.spatial import expression
-from neurst.spatial.expression import ExpressionField
-from neurst.spatial.fitting import canonical
+from neurst.spatial.expression import ExpressionField, SideBySide, canonical
 
 NETWORKS = {
     "siren": Siren(width=16, depth=2),
@@ -27,7 +26,7 @@ def field_of(network, d, log_link):
     """A field that no fit made: random weights, more outputs than latents (as TGV has), any rotation, a target sum."""
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
-    net = network.build(d, RANK + 2, generator).double().requires_grad_(False)
+    net = SideBySide([network.build(d, RANK + 2, generator)], [RANK]).double().requires_grad_(False)
     for weight in net.parameters():
         weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.double)
     loadings, intercept = np.linalg.qr(rng.standard_normal((7, RANK)))[0], rng.standard_normal(7)
@@ -36,6 +35,33 @@ def field_of(network, d, log_link):
     box = Box(torch.tensor(CENTER[:d], dtype=torch.double), SCALE)
     rotation, shift = rng.standard_normal((RANK, RANK)), rng.standard_normal(RANK)
     return ExpressionField(GENES, box, net, rotation, shift, loadings, intercept, log_link, 50.0 if log_link else 1.0)
+
+
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+
+
+def members_of(network, d, log_link, n=3):
+    """Networks, loadings and intercepts of fits that nothing made; of different ranks."""
+    rng, nets, loadings, intercepts = np.random.default_rng(2), [], [], []
+    for k in range(n):
+        generator = torch.Generator().manual_seed(k)
+        nets.append(network.build(d, RANK + 1, generator).double())
+        loadings.append(rng.standard_normal((7, RANK - k % 2)))
+        intercepts.append(rng.standard_normal(7))
+        if log_link:
+            loadings[k][EMPTY], intercepts[k][EMPTY] = 0, -np.inf
+    return nets, loadings, intercepts
+
+
+def averaged(members, weights, d, log_link):
+    box = Box(torch.tensor(CENTER[:d], dtype=torch.double), SCALE)
+    options = {"spots": points(d, 31), "log_link": log_link, "target_sum": 50.0 if log_link else 1.0}
+    return ExpressionField.average(GENES, box, *members, weights, **options)
+
+
+def average_of(network, d, log_link):
+    """The average of three members."""
+    return averaged(members_of(network, d, log_link), WEIGHTS, d, log_link)
 
 
 def points(d, n=9):
@@ -104,11 +130,11 @@ def test_a_gene_without_counts_is_expected_nowhere_and_flat():
 
 
 def test_select_keeps_the_order_asked_for_and_the_values():
-    field, x = field_of(NETWORKS["siren"], 2, True), points(2)
+    field, x = average_of(NETWORKS["siren"], 2, True), points(2)
     asked = ["Plp1", "Mbp", "Pcp2"]
     some = field.select(asked)
     assert list(some.genes) == asked
-    for name in ("__call__", "gradient", "hessian"):
+    for name in ("__call__", "gradient", "hessian", "std", "predictor_variance"):
         np.testing.assert_allclose(getattr(some, name)(x), getattr(field, name)(x)[:, [5, 0, 3]], rtol=1e-12)
     np.testing.assert_array_equal(some.latent(x), field.latent(x))
 
@@ -118,13 +144,13 @@ def test_select_refuses_unknown_genes():
         field_of(NETWORKS["siren"], 2, True).select(["Mbp", "Nope"])
 
 
-READS = ("__call__", "latent", "gradient", "hessian", "edge")
+READS = ("__call__", "latent", "gradient", "hessian", "edge", "std", "predictor_variance")
 
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("chunk", [1, 4, 23])
 def test_what_is_read_does_not_depend_on_the_chunk(read, chunk, monkeypatch):
-    field, x = field_of(NETWORKS["siren"], 3, True), points(3, n=23)
+    field, x = average_of(NETWORKS["siren"], 3, True), points(3, n=23)
     whole = getattr(field, read)(x)
     monkeypatch.setattr(expression, "CHUNK", chunk)
     np.testing.assert_allclose(getattr(field, read)(x), whole, rtol=1e-10, atol=1e-10)
@@ -132,7 +158,7 @@ def test_what_is_read_does_not_depend_on_the_chunk(read, chunk, monkeypatch):
 
 @pytest.mark.parametrize("read", READS)
 def test_what_is_read_does_not_depend_on_the_thread_count(read):
-    field, x = field_of(Siren(width=64, depth=3), 2, True), points(2, n=999)
+    field, x = average_of(Siren(width=64, depth=3), 2, True), points(2, n=999)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -145,16 +171,83 @@ def test_what_is_read_does_not_depend_on_the_thread_count(read):
 
 @pytest.mark.parametrize("read", READS)
 def test_no_points_give_no_rows(read):
-    field = field_of(NETWORKS["siren"], 2, True)
+    field = average_of(NETWORKS["siren"], 2, True)
     assert getattr(field, read)(np.empty((0, 2))).shape == (0, *getattr(field, read)(points(2)).shape[1:])
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 1), (2, 5, 2)])
 def test_coordinates_of_another_shape_are_refused(shape):
-    field = field_of(NETWORKS["siren"], 2, True)
+    field = average_of(NETWORKS["siren"], 2, True)
     for read in READS:
         with pytest.raises(ValueError, match=r"`coords` has shape .*: expected \(N, 2\)"):
             getattr(field, read)(np.zeros(shape))
+
+
+# ---- averages
+
+
+def predictors(members, d, x):
+    """(M, N, G) of fits, read one by one."""
+    nets, loadings, intercepts = members
+    inward = torch.from_numpy((x - CENTER[:d]) / SCALE)
+    with torch.no_grad():
+        latents = [net(inward).numpy()[:, : v.shape[1]] for net, v in zip(nets, loadings, strict=True)]
+    return np.array([u @ v.T + b for u, v, b in zip(latents, loadings, intercepts, strict=True)])
+
+
+@each_link
+@each_dimension
+@each_network
+def test_an_average_is_the_weighted_mean_of_the_predictors_and_std_their_spread(network, d, log_link):
+    members, x = members_of(network, d, log_link), points(d, 21)
+    field, eta = averaged(members, 10 * WEIGHTS, d, log_link), predictors(members, d, x)
+    np.testing.assert_allclose(field.members.weights, WEIGHTS)  # of sum 1, whatever the sum of those given
+    mean = np.tensordot(WEIGHTS, eta, 1)
+    expected = 50 * np.exp(mean) if log_link else mean
+    np.testing.assert_allclose(field(x), expected, rtol=1e-9, atol=1e-9)
+    known = np.delete(np.arange(7), EMPTY) if log_link else np.arange(7)
+    spread = np.tensordot(WEIGHTS, (eta[..., known] - mean[:, known]) ** 2, 1) / (1 - (WEIGHTS**2).sum())
+    np.testing.assert_allclose(field.predictor_variance(x)[:, known], spread, rtol=1e-8)
+    s = np.sqrt(spread) * (expected[:, known] if log_link else 1)
+    np.testing.assert_allclose(field.std(x)[:, known], s, rtol=1e-8)
+    if log_link:
+        assert not field.std(x)[:, EMPTY].any()
+
+
+@each_link
+def test_an_average_is_in_canonical_form_at_the_spots(log_link):
+    field = average_of(NETWORKS["siren"], 2, log_link)
+    z = field.latent(points(2, 31))
+    r = 6 if log_link else 7  # 3 + 2 + 3 latents, but 7 genes, one of them without counts
+    np.testing.assert_allclose(field.loadings.T @ field.loadings, np.eye(r), atol=1e-10)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-10)
+    assert (np.diff(z.std(0)) <= 1e-10).all()
+
+
+@each_link
+def test_members_that_agree_have_no_spread(log_link):
+    nets, loadings, intercepts = (3 * part for part in members_of(NETWORKS["siren"], 2, log_link, n=1))
+    field, x = averaged((nets, loadings, intercepts), WEIGHTS, 2, log_link), points(2)
+    np.testing.assert_allclose(field.std(x), 0, atol=1e-12)
+    assert (average_of(NETWORKS["siren"], 2, log_link).predictor_variance(x)[:, 0] > 1e-3).all()
+
+
+def test_the_spread_of_two_equal_members_is_that_of_a_sample_of_two():
+    members = members_of(NETWORKS["siren"], 2, False, n=2)
+    eta = predictors(members, 2, points(2))
+    np.testing.assert_allclose(averaged(members, [1, 1], 2, False).std(points(2)), eta.std(0, ddof=1), rtol=1e-9)
+
+
+def test_one_fit_is_a_field_without_members_or_spread():
+    members, x = members_of(NETWORKS["siren"], 2, True, n=1), points(2)
+    field = averaged(members, [0.3], 2, True)
+    assert field.members is None
+    np.testing.assert_allclose(field(x), 50 * np.exp(predictors(members, 2, x)[0]), rtol=1e-9)
+    for read in (field.std, field.predictor_variance):
+        with pytest.raises(
+            ValueError, match="the field is a single fit, which has no spread: refit with `n_members=4` or"
+        ):
+            read(x)
 
 
 LATENTS = {  # (N, r) and (G, r)

@@ -10,8 +10,17 @@ from neurst.core.fit import FitConfig
 from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline
 from neurst.core.penalty import PENALTIES, as_penalty
 from neurst.core.samples import Box
-from neurst.spatial import holdout
-from neurst.spatial.fitting import LamPath, Model, batch_points, fit_expression, planned_steps, vertex
+from neurst.spatial import fitting, holdout
+from neurst.spatial.fitting import (
+    LamSearch,
+    Model,
+    average_weights,
+    batch_points,
+    fit_expression,
+    planned_steps,
+    search_lam,
+    vertex,
+)
 from neurst.spatial.problem import Problem, holds_counts, library_size, moments, residual_directions
 from neurst.spatial.tissue import disc_quadrature
 
@@ -64,16 +73,27 @@ def known(problem):
     return problem.take(np.arange(len(problem.coords)), problem.active())
 
 
-def model(problem, *, penalty="isotropic", network=SMALL["siren"], rank=4, likelihood=None, **numbers):
+def most_variable(problem, n):
+    """Indices of the genes that a fit of `n` genes takes."""
+    return problem.active()[known(problem).most_variable(n)]
+
+
+def model(
+    problem, *, penalty="isotropic", network=SMALL["siren"], rank=4, likelihood=None, members=1, most=99, **numbers
+):
+    """`penalty` may be several, `members` fits are averaged, of the `most` variable genes."""
     likelihood = likelihood or ("gaussian" if problem.size is None else "poisson")
     config = {"steps": 60, "learning_rate": 1e-2, "n_regularisation": 64, "device": "cpu"} | numbers
-    return Model(likelihood, as_penalty(penalty), network, rank, FitConfig(**config))
+    penalties = tuple(as_penalty(name) for name in ([penalty] if isinstance(penalty, str) else penalty))
+    return Model(likelihood, penalties, network, rank, FitConfig(**config), members, most)
 
 
-def fit(problem, *, lam=30.0, target_sum=100.0, on_step=None, path=LamPath(), **options):
+def fit(problem, *, lam=30.0, target_sum=100.0, on_step=None, search=LamSearch(), for_gaps=False, **options):
     target_sum = 1.0 if problem.size is None else target_sum
     chosen = model(problem, **options)
-    return fit_expression(problem, chosen, lam=lam, target_sum=target_sum, on_step=on_step, path=path)
+    return fit_expression(
+        problem, chosen, lam=lam, target_sum=target_sum, on_step=on_step, search=search, for_gaps=for_gaps
+    )
 
 
 def rmse(a, b):
@@ -196,35 +216,20 @@ def test_starting_directions_are_singular_vectors_of_pearson_residuals(make, con
 @pytest.mark.parametrize(
     ("n_spots", "n_genes", "expected"),
     [
-        (3639, 300, 0),
-        (8192, 13, 0),
-        (8193, 13, 8192),
-        (4000, 1000, 0),
-        (4001, 1000, 4000),
-        (260, 15_928, 251 + 5),  # never fewer than 256
-        (200, 15_928, 0),
-        (178_180, 73, 8192),
+        (200, 13, 512),  # that is all of them
+        (16_384, 13, 512),
+        (16_416, 13, 513),  # a 32nd
+        (178_180, 73, 5568),
+        (400_000, 13, 8192),
+        (16_384, 10_000, 400),  # 4 million values
+        (3639, 15_928, 251 + 5),  # never fewer than 256
     ],
 )
-def test_a_step_takes_all_spots_unless_they_are_too_many_values(n_spots, n_genes, expected):
+def test_a_step_takes_a_32nd_of_the_spots_within_limits(n_spots, n_genes, expected):
     assert batch_points(n_spots, n_genes) == expected
 
 
 # ---- the choice of lam
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        (LamPath(start=100, ratio=2, stop=800), [100, 200, 400, 800]),
-        (LamPath(start=100, ratio=2, stop=799), [100, 200, 400]),
-        (LamPath(start=10, ratio=10, stop=1000), [10, 100, 1000]),
-        (LamPath(start=1, ratio=10, stop=1000), [1, 10, 100, 1000]),  # 2.9999999999999996 stages
-        (LamPath(start=50, ratio=2.5, stop=50), [50]),
-    ],
-)
-def test_strengths_rise_by_the_ratio_from_start_to_stop(path, expected):
-    np.testing.assert_allclose(path.strengths, expected, rtol=1e-12)
 
 
 def test_the_vertex_of_a_parabola_in_log_lam_is_found_exactly():
@@ -245,48 +250,147 @@ def test_the_vertex_stays_within_half_a_stage_of_the_best(score):
     assert 200 / math.sqrt(2) <= vertex([100.0, 200.0, 400.0], score) <= 200 * math.sqrt(2) * (1 + 1e-12)
 
 
-SHORT = LamPath(start=3, ratio=4, stop=2000, first_steps=40, stage_steps=15, n_genes=99)
+# the best strength, and the neighbours that are looked at before the score falls, as powers of 2 times 100
+VERTICES = {
+    "at the start": (100.0, [-1, 0, 1]),
+    "stronger": (100 * 2.0**2.3, [0, 1, 2, 3]),
+    "weaker": (100 * 2.0**-1.4, [-2, -1, 0, 1]),
+    "between the start and its neighbour": (100 * 2.0**0.6, [0, 1, 2]),
+    "as far as the reach goes": (100 * 2.0**3.1, [0, 1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize(("best", "powers"), VERTICES.values(), ids=VERTICES)
+def test_the_search_climbs_a_parabola_in_either_direction_and_finds_its_vertex(best, powers):
+    search = LamSearch(start=100, ratio=2, reach=4)
+    lam, tried = search_lam(lambda lam: 0.3 - math.log(lam / best) ** 2, search)
+    assert lam == pytest.approx(best, rel=1e-9)
+    np.testing.assert_allclose(list(tried), 100 * 2.0 ** np.array(powers), rtol=1e-12)
+    for strength, score in tried.items():
+        assert score == 0.3 - math.log(strength / best) ** 2
+
+
+@pytest.mark.parametrize(
+    ("sign", "reach", "powers"), [(1, 3, [0, 1, 2, 3]), (-1, 3, [-3, -2, -1, 0, 1]), (1, 0, [0]), (-1, 0, [0])]
+)
+def test_a_score_that_rises_on_and_on_ends_at_the_edge_of_the_search(sign, reach, powers):
+    lam, tried = search_lam(lambda lam: sign * lam, LamSearch(start=400, ratio=3, reach=reach))
+    np.testing.assert_allclose(list(tried), 400 * 3.0 ** np.array(powers), rtol=1e-12)
+    assert lam == (list(tried)[-1] if sign > 0 else list(tried)[0])
+
+
+SHORT = LamSearch(start=10, ratio=4, reach=2, steps=20, n_genes=99)
 
 
 @each_problem
-def test_the_path_goes_from_weak_to_strong_until_the_score_falls(make):
-    fitted = fit(make(), lam="auto", path=SHORT, steps=20)
-    lam, score = fitted.path["lam"], fitted.path["score"]
-    np.testing.assert_allclose(lam, SHORT.strengths[: len(lam)])
-    assert 1 < len(lam) < len(SHORT.strengths)  # it stopped before the end
-    best = score[:-1].max()
-    assert score[-1] < best == score[-2]
-    assert fitted.lam == vertex(list(lam), list(score))
-    assert fitted.score == pytest.approx(best, abs=1e-6)
+def test_lam_and_the_score_come_from_short_fits_on_held_out_spots(make):
+    fitted = fit(make(), lam="auto", search=SHORT, steps=20)
+    lam, score = fitted.search["lam"], fitted.search["score"]
+    assert set(fitted.search["penalty"]) == {0}
+    assert 2 <= len(lam) <= SHORT.reach + 2
+    np.testing.assert_allclose(lam[1:] / lam[:-1], SHORT.ratio)
+    assert fitted.lam == [vertex(list(lam), list(score))]
+    assert fitted.score == pytest.approx(score.max(), abs=1e-6)
+    assert fitted.weights == [1]
 
 
-def test_a_stage_of_the_path_goes_on_from_the_last_one():
-    path = LamPath(start=30, ratio=1.1, stop=34, first_steps=100, stage_steps=1)
-    first, second = fit(counted(), lam="auto", path=path, steps=1).path["score"][:2]
-    assert second == pytest.approx(first, abs=0.1)
-    assert fit(counted(), steps=1).score < first - 0.2  # what one step from nothing gives
+def test_a_short_fit_is_a_fit_of_so_many_steps_at_that_rate():
+    numbers = {"steps": 20, "learning_rate": 7e-3}
+    search = dataclasses.replace(SHORT, start=30, reach=0, **numbers)
+    found = fit(counted(), lam="auto", search=search, steps=1).search
+    assert found["score"][0] == fit(counted(), lam=30.0, **numbers).search["score"][0]
+    assert found["score"][0] != fit(counted(), lam=30.0, steps=20).search["score"][0]
+
+
+def test_each_penalty_has_a_strength_of_its_own_and_a_share_of_the_average():
+    fitted = fit(counted(), lam="auto", search=SHORT, steps=20, penalty=("isotropic", "hessian"), members=2)
+    assert fitted.lam.shape == fitted.weights.shape == (2,)
+    assert fitted.weights.sum() == pytest.approx(1)
+    assert set(fitted.search["penalty"]) == {0, 1}
+    for k in range(2):
+        lam, score = (fitted.search[name][fitted.search["penalty"] == k] for name in ("lam", "score"))
+        assert fitted.lam[k] == vertex(list(lam), list(score))
+        # the average is not below the best of those it is made of, but for what a step of the weights rounds
+        assert fitted.score > score.max() - 2e-3
 
 
 @pytest.mark.parametrize("lam", [30.0, 0.0])
-def test_the_steps_of_a_fit_at_a_known_lam_are_as_planned(lam):
-    seen = []
-    fit(counted(), lam=lam, steps=7, on_step=lambda *now: seen.append(now))
-    assert [done for done, _, _ in seen] == list(range(1, 15))
-    assert {planned for _, planned, _ in seen} == {planned_steps(lam, G, FitConfig(steps=7), LamPath())} == {14}
-    assert [stage for _, _, stage in seen] == ["held-out score"] * 7 + ["fitting"] * 7
+@pytest.mark.parametrize(("penalty", "members", "fits"), [("isotropic", 1, 2), (("isotropic", "tgv"), 3, 5)])
+def test_the_steps_of_a_fit_at_a_known_lam_are_as_planned(lam, penalty, members, fits):
+    seen, options = [], {"penalty": penalty, "members": members, "steps": 7}
+    fit(counted(), lam=lam, on_step=lambda *now: seen.append(now), **options)
+    assert [done for done, _, _ in seen] == list(range(1, 7 * fits + 1))
+    assert {planned for _, planned, _ in seen} == {planned_steps(lam, model(counted(), **options), LamSearch())}
+    assert seen[0][1] == 7 * fits
+    stages = ["fitting"] if members == 1 else [f"fitting, {m} of 3" for m in (1, 2, 3)]
+    expected = [*["held-out score"] * (fits - members), *stages]
+    assert [stage for _, _, stage in seen] == [stage for stage in expected for _ in range(7)]
 
 
-@pytest.mark.parametrize("n_genes", [99, 5])
-@pytest.mark.parametrize("stop", [12, 2000])  # the end of the path is reached, or not
-def test_the_steps_of_a_path_are_no_more_than_planned(n_genes, stop):
-    path, seen = dataclasses.replace(SHORT, n_genes=n_genes, stop=stop), []
-    fitted = fit(counted(), lam="auto", path=path, steps=9, on_step=lambda *now: seen.append(now))
-    stages = len(fitted.path["lam"])
-    done = 40 + 15 * (stages - 1) + 9 * (1 if n_genes == 99 else 2)
-    assert [now[0] for now in seen] == list(range(1, done + 1))
-    assert {now[1] for now in seen} == {planned_steps("auto", G - 1, FitConfig(steps=9), path)}
-    assert done <= seen[0][1]
-    assert done == seen[0][1] or stages < len(path.strengths)
+@pytest.mark.parametrize("reach", [0, 1, 3])
+@pytest.mark.parametrize("start", [1e-3, 1e5])  # the search goes up, or down
+def test_the_steps_of_a_search_are_no_more_than_planned(start, reach):
+    search, seen = LamSearch(start=start, ratio=30, reach=reach, steps=4), []
+    fitted = fit(counted(), lam="auto", search=search, steps=3, on_step=lambda *now: seen.append(now))
+    tried = len(fitted.search["lam"])
+    assert [now[0] for now in seen] == list(range(1, 4 * tried + 3 + 1))
+    assert {now[1] for now in seen} == {planned_steps("auto", model(counted(), steps=3), search)}
+    assert {now[2] for now in seen} == {"choosing lam", "fitting"}
+    assert seen[-1][0] <= seen[-1][1]
+
+
+def test_the_search_may_look_at_fewer_genes():
+    few = fit(counted(), steps=15, search=dataclasses.replace(SHORT, n_genes=5))
+    assert few.gene_scores.shape == few.dispersion.shape == (G,)  # genes beyond get loadings on the same field
+    scored = np.delete(few.gene_scores, EMPTY)
+    assert (scored != 0).all()
+    assert (scored != np.delete(fit(counted(), steps=15, search=SHORT).gene_scores, EMPTY)).all()
+
+
+@pytest.mark.parametrize("for_gaps", [False, True])
+def test_spots_or_discs_are_held_out(for_gaps, monkeypatch):
+    modes, split = [], holdout.split
+
+    def noted(coords, mode, **options):
+        modes.append(mode)
+        return split(coords, mode, **options)
+
+    monkeypatch.setattr(holdout, "split", noted)
+    fitted = fit(counted(), steps=5, for_gaps=for_gaps)
+    assert modes == ["block" if for_gaps else "random"]
+    assert fitted.score != fit(counted(), steps=5, for_gaps=not for_gaps).score
+
+
+# ---- the weights of the average
+
+
+@each_container
+@each_problem
+@pytest.mark.parametrize(
+    ("mixture", "n_fits"),
+    [([0.35], 2), ([0.0], 2), ([1.0], 2), ([0.2, 0.5], 3), ([0.0, 0.0], 3), ([1.0, 0.0], 3)],
+    ids=str,
+)
+def test_the_weights_of_an_average_are_those_that_made_the_values(make, container, mixture, n_fits):
+    test, rng = known(make()), np.random.default_rng(1)
+    expected = np.array([*mixture, 1 - sum(mixture)])
+    if test.size is None:
+        null = test.null()
+    else:
+        test, null = dataclasses.replace(test, size=np.full(N, 1e4)), np.log(known(make()).null())
+    etas = [null + 0.3 * rng.standard_normal(test.values.shape) for _ in range(n_fits)]
+    truth = sum(w * eta for w, eta in zip(expected, etas, strict=True))
+    values = truth if test.size is None else np.round(test.size[:, None] * np.exp(truth))
+    test = dataclasses.replace(test, values=container(values.astype(np.float32)))
+    found = average_weights(etas, test)
+    np.testing.assert_allclose(found, expected, atol=0.05)  # a step
+    assert found.sum() == pytest.approx(1)
+    assert (found >= 0).all()
+
+
+def test_one_fit_has_all_the_weight():
+    problem = known(counted())
+    np.testing.assert_array_equal(average_weights([np.zeros(problem.values.shape)], problem), [1])
 
 
 # ---- laws of a fit
@@ -306,10 +410,10 @@ def test_a_fit_finds_the_patterns(make):
 def test_the_score_is_the_deviance_explained_on_spots_that_were_held_out():
     problem = known(counted())
     train, test = (problem.take(i) for i in holdout.split(problem.coords, "random", random_state=0, fraction=0.2))
-    alone = model(problem).fit(train, Box.of(torch.from_numpy(problem.coords)), 30.0)
+    alone = model(problem).fit(train, Box.of(torch.from_numpy(problem.coords)), as_penalty("isotropic"), 30.0)
     rate = alone(torch.from_numpy(test.coords)).double().numpy()
     expected = holdout.deviance_explained(test.values, test.size, rate, train.null())
-    assert fit(counted()).score == pytest.approx(expected, rel=1e-9)
+    assert fit(counted()).score == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_score_of_spots_with_a_footprint_is_that_of_their_averages():
@@ -362,9 +466,9 @@ def test_a_gene_seen_on_held_out_spots_only_can_be_fitted_on_its_own(lam):
     held = holdout.split(problem.coords, "random", random_state=0, fraction=0.2)[1]
     values = np.zeros((N, 1), dtype=np.float32)
     values[held[:2]] = 1
-    fitted = fit(Problem(problem.coords, values, problem.size, problem.genes[:1]), lam=lam, path=SHORT, steps=5)
+    fitted = fit(Problem(problem.coords, values, problem.size, problem.genes[:1]), lam=lam, search=SHORT, steps=5)
     assert fitted.lam == (30 if lam == 30 else SHORT.start)
-    assert fitted.score == fitted.gene_scores[0] == fitted.path["score"][0] == 0
+    assert fitted.score == fitted.gene_scores[0] == fitted.search["score"][0] == 0
     assert (fitted.field(problem.coords) > 0).all()
 
 
@@ -377,7 +481,7 @@ def test_the_same_seed_gives_the_same_numbers():
 
 def test_a_fit_leaves_the_global_random_state_alone():
     before, state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    fit(counted(), lam="auto", path=SHORT, steps=3)
+    fit(counted(), lam="auto", search=SHORT, steps=3, members=2)
     assert torch.equal(before, torch.random.get_rng_state())
     np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
@@ -489,15 +593,156 @@ def test_few_spots_lower_the_rank(n, rank):
     assert np.isfinite(fitted.field(problem.coords)).all()
 
 
-def test_genes_whose_counts_are_shuffled_over_spots_are_not_explained():
+@pytest.mark.parametrize("n_genes", [99, 6], ids=["all are fitted", "six are fitted"])
+def test_genes_whose_counts_are_shuffled_over_spots_are_not_explained(n_genes):
     problem = counted(1501)
     values = problem.values.copy()
-    shuffled = [1, 2, 6, 10]
+    shuffled = np.array([1, 2, 6, 10])
     for g in shuffled:
         values[:, g] = np.random.default_rng(g).permutation(values[:, g])
-    fitted = fit(dataclasses.replace(problem, values=values), steps=200, lam=60.0)
-    assert fitted.gene_scores[shuffled].max() <= 0.02
+    problem = dataclasses.replace(problem, values=values)
+    inside = np.isin(shuffled, most_variable(problem, n_genes))
+    assert inside.any()
+    assert inside.all() == (n_genes == 99)  # else some of them get loadings on the field of others
+    fitted = fit(problem, steps=200, lam=60.0, most=n_genes, search=LamSearch(n_genes=n_genes))
+    assert np.abs(fitted.gene_scores[shuffled]).max() <= 0.02
     assert fitted.gene_scores[[0, 3, 4, 9, 11]].min() > 0.1
+
+
+@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("container", [np.asarray, sparse.csr_array], ids=["dense", "csr_array"])
+def test_genes_beyond_those_fitted_do_as_well_as_in_a_joint_fit(make, container):
+    problem = stored_as(container, make())
+    few, whole = (fit(problem, steps=200, most=n, search=LamSearch(n_genes=n)) for n in (7, 99))
+    beyond = np.setdiff1d(problem.active(), most_variable(problem, 7))
+    assert len(beyond) == 5
+    np.testing.assert_allclose(few.gene_scores[beyond], whole.gene_scores[beyond], atol=0.04)
+    assert whole.gene_scores[beyond].max() > 0.1  # there is something to explain
+    names = [g for g in problem.genes[beyond] if g != f"g{G - 1}"]  # that which is flat has no shape to agree on
+    a, b = (f.field.select(names)(problem.coords) for f in (few, whole))
+    for one, other in zip(a.T, b.T, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.95
+
+
+def test_genes_beyond_those_fitted_are_over_dispersed_too():
+    fitted = fit(counted(), steps=30, likelihood="negative_binomial", most=5, search=LamSearch(n_genes=5))
+    assert np.isfinite(fitted.gene_scores).all()
+    assert (np.delete(fitted.field(counted().coords), EMPTY, 1) > 0).all()
+
+
+def test_dispersion_is_that_of_the_counts_about_the_field():
+    problem, rng = counted(1501), np.random.default_rng(3)
+    phi = np.where(np.arange(G) % 2, 0.8, 0.1)
+    mean = 0.1 * problem.size[:, None] * np.exp(log_rate(problem.coords))
+    values = rng.poisson(mean * rng.gamma(1 / phi, phi, mean.shape)).astype(np.float32)
+    fitted = fit(dataclasses.replace(problem, values=values), steps=200)
+    np.testing.assert_allclose(np.log(fitted.dispersion), np.log(phi), atol=0.7)
+    assert fit(normalised(), steps=5).dispersion is None
+
+
+# ---- an average of members
+
+
+def by_hand(field, coords):
+    """(M, N, G) predictors of the members of a field."""
+    edges = np.cumsum((0, *field.net.widths))
+    with torch.no_grad():
+        u = field.net(field.box.inward(torch.from_numpy(coords))).numpy()
+    parts = zip(edges[:-1], edges[1:], field.members.intercepts.T, strict=True)
+    return np.array([u[:, a:b] @ field.members.loadings[:, a:b].T + intercept for a, b, intercept in parts])
+
+
+@each_problem
+@pytest.mark.parametrize("penalty", ["isotropic", ("isotropic", "tgv")], ids=["one penalty", "two penalties"])
+def test_the_field_is_the_weighted_mean_of_its_members(make, penalty):
+    problem = make()
+    field = fit(problem, steps=20, penalty=penalty, members=3).field
+    weights = field.members.weights
+    assert weights.shape == (3,)
+    assert weights.sum() == pytest.approx(1)
+    genes = np.delete(np.arange(G), EMPTY)
+    eta = by_hand(field, problem.coords)[:, :, genes]
+    mean = np.tensordot(weights, eta, 1)
+    expected = 100 * np.exp(mean) if make is counted else mean
+    # but for components below 1e-4 of the first
+    np.testing.assert_allclose(field(problem.coords)[:, genes], expected, rtol=1e-3, atol=1e-4)
+    assert all(np.abs(one - mean).max() > 1e-3 for one in eta)  # the members differ
+    deviation = np.tensordot(weights, (eta - mean) ** 2, 1) / (1 - (weights**2).sum())
+    np.testing.assert_allclose(field.predictor_variance(problem.coords)[:, genes], deviation, rtol=1e-6)
+
+
+def test_a_single_fit_has_no_members_and_no_spread():
+    field = fit(counted(), steps=5).field
+    assert field.members is None
+    with pytest.raises(ValueError, match="the field is a single fit, which has no spread: refit with `n_members=4`"):
+        field.std(counted().coords)
+
+
+def test_members_have_seeds_of_their_own_and_the_first_has_that_of_the_fit():
+    for state in (0, 1, 7):
+        seeds = [model(counted(), random_state=state).seed(m) for m in range(9)]
+        assert seeds[0] == state
+        assert len(set(seeds)) == 9
+    assert model(counted(), random_state=1).seed(1) != model(counted(), random_state=0).seed(1)
+
+
+# weights found for two penalties, members -> the penalty of each member, and its weight
+TURNS = {
+    "in turn, the better first": ([0.3, 0.7], 3, [1, 0, 1], [0.35, 0.3, 0.35]),
+    "one member is of the better one": ([0.7, 0.3], 1, [0], [1.0]),
+    "equal ones in their order": ([0.5, 0.5], 2, [0, 1], [0.5, 0.5]),
+    "a small share is left out": ([0.05, 0.95], 2, [1, 1], [0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize(("found", "members", "turns", "weights"), TURNS.values(), ids=TURNS)
+def test_members_are_in_turn_of_the_penalties_that_help(found, members, turns, weights, monkeypatch):
+    calls, fit_field = [], fitting.fit_field
+
+    def noted(*samples, **options):
+        calls.append((options["penalty"], options["config"].random_state))
+        return fit_field(*samples, **options)
+
+    monkeypatch.setattr(fitting, "fit_field", noted)
+    monkeypatch.setattr(fitting, "average_weights", lambda etas, test: np.array(found))
+    names = ("isotropic", "vectorial")
+    fitted = fit(counted(), steps=3, penalty=names, members=members)
+    np.testing.assert_array_equal(fitted.weights, found)
+    chosen = calls[2:]  # after one held-out fit of each
+    assert [penalty for penalty, _ in chosen] == [as_penalty(names[k]) for k in turns]
+    assert len({seed for _, seed in chosen}) == members
+    if members > 1:
+        np.testing.assert_allclose(fitted.field.members.weights, weights)
+
+
+def test_the_history_tells_the_members_apart():
+    history = fit(counted(), steps=25, members=3).history
+    np.testing.assert_array_equal(history["member"], np.repeat([0, 1, 2], 4))
+    np.testing.assert_array_equal(history["step"], [0, 10, 20, 24] * 3)
+    one = fit(counted(), steps=25).history
+    np.testing.assert_array_equal(history["objective"][:4], one["objective"])  # the first has the seed of a single fit
+    assert (history["objective"][4:8] != one["objective"]).all()
+
+
+def test_the_spread_of_normalised_values_has_their_unit():
+    problem, unit = normalised(), 2.0 ** np.arange(-6, 7)  # exact in floating point
+    other = dataclasses.replace(problem, values=(problem.values * unit).astype(np.float32))
+    here, there = (fit(p, members=2, steps=30).field.std(p.coords) for p in (problem, other))
+    np.testing.assert_allclose(there / unit, here, rtol=1e-2, atol=1e-3 * here.max())
+
+
+def test_members_agree_less_where_there_are_no_spots():
+    whole, centre = counted(601), np.array([20.0, 20.0])
+    problem = whole.take(np.flatnonzero(np.linalg.norm(whole.coords - centre, axis=1) > 9))
+    field = fit(problem, steps=100, members=4).field
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    at_spots, hole, far = (
+        np.sqrt(np.delete(field.predictor_variance(x), EMPTY, 1).mean())
+        for x in (problem.coords, np.concatenate([centre + 2 * ring, centre + 5 * ring]), centre + 50 * ring)
+    )
+    assert hole > 1.5 * at_spots > 0
+    assert far > 1.5 * at_spots
 
 
 def test_a_field_of_points_in_space_is_found():
