@@ -16,13 +16,23 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from neurst.core.nets import Siren
+from neurst.core.penalty import NuclearTV
 from neurst.get import field
 from neurst.spatial import fitting, slots
 from neurst.tl import _neurtv, neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres
 
 SIDE, GENES = 8, 12
 N = SIDE**2
-QUICK = {"lam": 400, "steps": 5, "rank": 3, "network": Siren(width=16, depth=1), "device": "cpu", "progress": False}
+QUICK = {
+    "penalty": "nuclear",
+    "lam": 400,
+    "n_members": 1,
+    "steps": 5,
+    "rank": 3,
+    "network": Siren(width=16, depth=1),
+    "device": "cpu",
+    "progress": False,
+}
 HERE = np.array([[100.0, 100.0], [250.0, 300.0]])  # inside the tissue
 
 
@@ -207,8 +217,18 @@ FITS = {
     "key of someone's obsm": (put("obsm", "X_pca", np.ones((N, 2))), {"key_added": "pca"}, ValueError, "would overwrite `adata.obsm['X_pca']`"),
     "key of someone's column": (put("var", "neurtv_empty", True), {}, ValueError, "would overwrite `adata.var['neurtv_empty']`"),
     "likelihood is unknown": (whole, {"likelihood": "nb"}, ValueError, "`likelihood='nb'` is unknown: choose one of ... 'negative_binomial'"),
-    "penalty is unknown": (whole, {"penalty": "tv"}, ValueError, "`penalty='tv'` is unknown: choose one of ... 'isotropic'"),
-    "penalty is of cubes": (whole, {"penalty": "mixed"}, ValueError, "`penalty='mixed'` is for cubes ... choose one of"),
+    "penalty is unknown": (whole, {"penalty": "tv"}, ValueError, "`penalty='tv'` is unknown: choose 'auto', or one or more of ... 'isotropic'"),
+    "penalty is of cubes": (whole, {"penalty": "mixed"}, ValueError, "`penalty='mixed'` is for cubes ... choose 'auto', or one or more of ['anisotropic'"),
+    "one penalty of several is of cubes": (whole, {"penalty": ["nuclear", "mixed"]}, ValueError, "`penalty='mixed'` is for cubes ... choose 'auto', or one or more of"),
+    "one penalty of several is unknown": (whole, {"penalty": ("nuclear", "tv")}, ValueError, "`penalty='tv'` is unknown: choose 'auto', or one or more of ... 'nuclear'"),
+    "one penalty of several is a number": (whole, {"penalty": ["nuclear", 3]}, ValueError, "`penalty=3` is unknown: choose 'auto', or one or more of"),
+    "one penalty of several is a list": (whole, {"penalty": ["nuclear", ["tgv"]]}, ValueError, "`penalty=['tgv']` is unknown: choose 'auto', or one or more of"),
+    "auto is one of several": (whole, {"penalty": ["auto", "tgv"]}, ValueError, "`penalty='auto'` stands alone: choose 'auto', or one or more of"),
+    "penalties are empty": (whole, {"penalty": []}, ValueError, "`penalty=[]` is empty: choose one or more of ['anisotropic', ... 'nuclear', ... or 'auto'"),
+    **{f"penalty is {penalty!r}": (whole, {"penalty": penalty}, ValueError, f"`penalty={penalty!r}` is unknown: choose 'auto', or one or more of") for penalty in (None, 3)},
+    "penalty is a class": (whole, {"penalty": NuclearTV}, ValueError, "`penalty=<class ... NuclearTV'>` is unknown: choose 'auto'"),
+    **{f"for_gaps is {value!r}": (whole, {"for_gaps": value}, ValueError, f"`for_gaps={value!r}`: expected True or False") for value in ("block", None, 2)},
+    **{f"n_members is {n!r}": (whole, {"n_members": n}, ValueError, f"`n_members={n!r}`: expected a whole number >= 1") for n in (0, -1, 1.5, "2", None)},
     "network is unknown": (whole, {"network": "mlp"}, ValueError, "`network='mlp'` is unknown: choose one of ... 'siren'"),
     "network is a class": (whole, {"network": Siren}, ValueError, "`network=<class ... is unknown: ... pass e.g. `Siren(width=64)`"),
     "device is not here": (whole, {"device": "cuda:99"}, ValueError, "`device='cuda:99'` cannot be used on this machine: choose one of ['auto', 'cpu'"),
@@ -356,7 +376,7 @@ def in_field(*path, value):
 
 
 def without_a_weight(adata):
-    del adata.uns["neurtv"]["field"]["weights"]["1-bias"]
+    del adata.uns["neurtv"]["field"]["weights"]["nets-0-1-bias"]
 
 
 REFIT = "refit with `neurst.tl.neurtv_fit(adata)`"
@@ -370,12 +390,12 @@ STORED = {
     "of a schema in words": (spoil("neurst_schema", value="one"), f"{DAMAGED} (neurst_schema is 'one'): {REFIT}"),
     "field is cut": (lambda adata: adata.uns["neurtv"].pop("field"), f"is incomplete, its 'field' lacks everything: {REFIT}"),
     "field is None": (spoil("field", value=None), "is incomplete, its 'field' lacks everything"),
-    "weights are NaN": (in_field("weights", "1-bias", value=lambda w: w * np.nan), f"{DAMAGED} ... 1.bias is not finite): {REFIT}"),
-    "weights of another shape": (in_field("weights", "1-bias", value=np.ones(5)), f"{DAMAGED} ... 1.bias has shape (5,), expected (3,)"),
-    "weights are words": (in_field("weights", "1-bias", value="abc"), DAMAGED),
+    "weights are NaN": (in_field("weights", "nets-0-1-bias", value=lambda w: w * np.nan), f"{DAMAGED} ... nets.0.1.bias is not finite): {REFIT}"),
+    "weights of another shape": (in_field("weights", "nets-0-1-bias", value=np.ones(5)), f"{DAMAGED} ... nets.0.1.bias has shape (5,), expected (3,)"),
+    "weights are words": (in_field("weights", "nets-0-1-bias", value="abc"), DAMAGED),
     "weights are a word": (in_field("weights", value="abc"), DAMAGED),
-    "a weight is missing": (without_a_weight, f"{DAMAGED} ... 1.bias"),
-    "a weight is of another network": (in_field("weights", "9-bias", value=np.ones(3)), f"{DAMAGED} ... 9.bias"),
+    "a weight is missing": (without_a_weight, f"{DAMAGED} ... nets.0.1.bias"),
+    "a weight is of another network": (in_field("weights", "nets-0-9-bias", value=np.ones(3)), f"{DAMAGED} ... nets.0.9.bias"),
     "network is unknown": (in_field("network", value={"name": "mlp"}), f"{DAMAGED} ... 'mlp'"),
     "network is a word": (in_field("network", value="siren"), DAMAGED),
     "network is wider": (in_field("network", "width", value=32), f"{DAMAGED} ... has shape (16, 2), expected (32, 2)"),
@@ -408,6 +428,45 @@ def test_a_stored_field_that_is_not_whole_is_refused_by_every_reader(fitted, spo
         call(adata)
 
 
+# name: what is spoilt in the field of two members, words
+MEMBERS = {
+    "members' weights are cut": (in_field("members", "weights", value=np.ones(1)), f"{DAMAGED} ... weights has shape (1,), expected (2,)): {REFIT}"),
+    "members' weights are NaN": (in_field("members", "weights", value=lambda w: w * np.nan), f"{DAMAGED} ... weights is not finite): {REFIT}"),
+    "members' weights are no shares": (in_field("members", "weights", value=np.array([0.2, 1.8])), f"{DAMAGED} ... weights are [0.2 1.8], expected shares that sum to 1): {REFIT}"),
+    "one member has all the weight": (in_field("members", "weights", value=np.array([1.0, 0.0])), f"{DAMAGED} ... weights are [1. 0.], expected shares"),
+    "members' loadings are cut": (in_field("members", "loadings", value=lambda v: v[:, :3]), f"{DAMAGED} ... loadings has shape (12, 3), expected (12, 6)"),
+    "members' loadings are NaN": (in_field("members", "loadings", value=lambda v: v * np.nan), f"{DAMAGED} ... loadings is not finite"),
+    "members' intercepts are of other genes": (in_field("members", "intercepts", value=lambda b: b[:3]), f"{DAMAGED} ... intercepts has shape (3, 2), expected (12, 2)"),
+    "members lack their loadings": (lambda adata: adata.uns["neurtv"]["field"]["members"].pop("loadings"), f"{DAMAGED} ... 'loadings'"),
+    "members are a word": (in_field("members", value="abc"), DAMAGED),
+    "members are gone": (in_field("members", value={}), f"{DAMAGED} ... 'weights'"),
+    "weights of a member are missing": (lambda adata: adata.uns["neurtv"]["field"]["weights"].pop("nets-1-1-bias"), f"{DAMAGED} ... nets.1.1.bias"),
+    "weights of a member are NaN": (in_field("weights", "nets-1-1-bias", value=lambda w: w * np.nan), f"{DAMAGED} ... nets.1.1.bias is not finite"),
+    "outputs of a member are missing": (in_field("n_outputs", value=lambda n: n[:1]), f"{DAMAGED} ... widths has shape (2,), expected (1,)"),
+    "widths are cut": (in_field("widths", value=lambda w: w[:1]), f"{DAMAGED} ... widths has shape (1,), expected (2,)"),
+    "widths are one": (in_field("widths", value=np.array([6])), f"{DAMAGED} ... widths has shape (1,), expected (2,)"),
+    "a member is wider than its outputs": (in_field("widths", value=np.array([2, 4])), f"{DAMAGED} ... widths are [2 4], expected 1 to [3 3]"),
+    "widths are words": (in_field("widths", value=["a", "b"]), DAMAGED),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def averaged():
+    adata = section()
+    fit(adata, n_members=2)
+    return adata
+
+
+@pytest.mark.parametrize("call", [query(), superres(), gradient(), field], ids=["query", "superres", "gradient", "field"])
+@pytest.mark.parametrize(("spoilt", "words"), MEMBERS.values(), ids=MEMBERS)
+def test_members_that_are_not_whole_are_refused_by_every_reader(averaged, spoilt, words, call):
+    adata = averaged.copy()
+    call(adata.copy())  # before it is spoilt
+    spoilt(adata)
+    with refused(adata, ValueError, words):
+        call(adata)
+
+
 # ---- nothing is half written
 
 
@@ -420,7 +479,7 @@ def stopped(error):
 
 STOPS = {
     "interrupted while fitting": (tqdm, "update", KeyboardInterrupt),
-    "failed while reading the field": (slots, "read_values", MemoryError),
+    "failed while reading the field": (slots, "_read", MemoryError),
     "failed while packing the field": (slots, "pack", RuntimeError),
     "failed while spreading over the genes": (slots, "_spread", MemoryError),
     "failed while turning a view into a copy": (slots, "make_actual", MemoryError),
@@ -448,8 +507,8 @@ def test_a_gradient_that_is_stopped_leaves_the_data_as_it_was(monkeypatch, fitte
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"genes": ["Gene1", "Gene7"], "rank": 2}, {"likelihood": "gaussian"}],
-    ids=["same", "genes", "gaussian"],
+    [{}, {"genes": ["Gene1", "Gene7"], "rank": 2}, {"likelihood": "gaussian"}, {"n_members": 4}],
+    ids=["same", "genes", "gaussian", "members"],
 )
 def test_a_refit_leaves_what_a_first_fit_leaves(fitted, options):
     adata, fresh = fitted.copy(), section()
@@ -499,7 +558,10 @@ SAME = {
     "library sizes are row sums": (whole, {"size_factors": section().X.sum(1)}),
     "library sizes are a Series": (whole, {"size_factors": section().obs["total"]}),
     "likelihood is named": (whole, {"likelihood": "poisson"}),
-    "numbers are of numpy": (whole, {"lam": np.float32(400), "rank": np.int32(3), "steps": np.int64(5), "random_state": np.uint8(0)}),
+    "penalty is one of a list": (whole, {"penalty": ["nuclear"]}),
+    "penalties are named twice": (whole, {"penalty": ("nuclear", "nuclear")}),
+    "for_gaps is of numpy": (whole, {"for_gaps": np.False_}),
+    "numbers are of numpy": (whole, {"lam": np.float32(400), "rank": np.int32(3), "steps": np.int64(5), "random_state": np.uint8(0), "n_members": np.int64(1)}),
     "one section is named": (SECTION, {"library_key": "section"}),
     "one section of two pictures": (lambda adata: SECTION(adata) or TWO_PICTURES(adata), {"library_key": "section"}),
     "a section without spots": (put("obs", "section", pd.Categorical(["a"] * N, ["a", "b"])), {"library_key": "section"}),
@@ -619,7 +681,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize(("change", "options", "rank"), EXTREMES.values(), ids=EXTREMES)
 def test_extremes_are_fitted_without_nan(monkeypatch, change, options, rank):
-    monkeypatch.setattr(_neurtv, "LamPath", partial(fitting.LamPath, first_steps=5, stage_steps=2))
+    monkeypatch.setattr(_neurtv, "LamSearch", partial(fitting.LamSearch, steps=3, reach=1))
     adata = after(change, section())
     fit(adata, **options)
     slot = adata.uns["neurtv"]

@@ -517,7 +517,8 @@ def as_schema_1(adata):
 @pytest.mark.parametrize("file", [False, True], ids=["in memory", "from a file"])
 @pytest.mark.parametrize("penalty", ["nuclear", "tgv"])  # as many outputs as latents, or more
 def test_a_field_of_the_first_layout_is_read_to_the_same_numbers(tmp_path, penalty, file):
-    adata = fitted(n_members=1, penalty=penalty)
+    adata = fitted(n_members=1, penalty=penalty, rank=3)
+    assert adata.uns["neurtv"]["field"]["rotation"].shape == (3, 3)  # as it was: no component was left out
     points = adata.obsm["spatial"] + 20.0
     old = adata.copy()
     as_schema_1(old)

@@ -210,7 +210,9 @@ def _unpack(part: Mapping[str, Any]) -> Stored:
     genes = np.array([str(g) for g in part["genes"]])
     d, r = np.size(part["box_center"]), np.size(part["shift"])
     center, scale = _array(part, "box_center", d), _positive(part, "box_scale")
-    widths, outputs = (np.asarray(part[name], dtype=int) for name in ("widths", "n_outputs"))
+    outputs = np.asarray(part["n_outputs"], dtype=int)
+    widths = _unpack_widths(part, outputs)
+    m = int(widths.sum())
     spec = nets.from_dict(part["network"])
     net = SideBySide([spec.build(d, int(n)) for n in outputs], widths).double()
     shapes = {name: w.shape for name, w in net.state_dict().items()}
@@ -220,28 +222,37 @@ def _unpack(part: Mapping[str, Any]) -> Stored:
         genes,
         Box(torch.from_numpy(center), scale),
         net.requires_grad_(False).eval(),
-        rotation=_array(part, "rotation", widths.sum(), r),
+        rotation=_array(part, "rotation", m, r),
         shift=_array(part, "shift", r),
         loadings=_array(part, "loadings", len(genes), r),
         intercept=_array(part, "intercept", len(genes), least=-np.inf),
         log_link=bool(int(part["log_link"])),
         target_sum=_positive(part, "target_sum"),
-        members=_unpack_members(part["members"], len(genes), widths),
+        members=_unpack_members(part["members"], len(genes), len(widths), m),
     )
     spots = _array(part, "spots", max(4, len(part["spots"])), d)
     digests = {name: str(part["digests"][name]) for name in ("names_sha256", "coords_sha256")}
     return Stored(field, spots, digests, str(part["spatial_key"]))
 
 
-def _unpack_members(part: Mapping[str, Any], n_genes: int, widths: NDArray) -> Members | None:
-    if not part:
+def _unpack_widths(part: Mapping[str, Any], outputs: NDArray) -> NDArray:
+    """(M,) how many outputs of each network are latents."""
+    widths = _array(part, "widths", len(outputs)).astype(int)
+    if not np.all((widths >= 1) & (widths <= outputs)):
+        msg = f"widths are {widths}, expected 1 to {outputs}"
+        raise ValueError(msg)
+    return widths
+
+
+def _unpack_members(part: Mapping[str, Any], n_genes: int, n_members: int, m: int) -> Members | None:
+    if n_members == 1:
         return None
-    m = len(widths)
-    return Members(
-        _array(part, "weights", m),
-        _array(part, "loadings", n_genes, widths.sum()),
-        _array(part, "intercepts", n_genes, m, least=-np.inf),
-    )
+    weights = _array(part, "weights", n_members)
+    if not (np.all(weights > 0) and np.isclose(weights.sum(), 1)):
+        msg = f"weights are {weights}, expected shares that sum to 1"
+        raise ValueError(msg)
+    intercepts = _array(part, "intercepts", n_genes, n_members, least=-np.inf)
+    return Members(weights, _array(part, "loadings", n_genes, m), intercepts)
 
 
 def _array(part: Mapping[str, Any], name: str, *shape: int, least: float = -np.finfo(float).max) -> NDArray:

@@ -115,7 +115,7 @@ def holdout_score(
     ['nearest', 'kernel', 'field']
     """
     slots.check_score_key(adata, key_added)
-    check_options(likelihood, penalty, lam)
+    check_options(likelihood, lam, for_gaps)
     seeds = (seeds,) if isinstance(seeds, Integral) else tuple(seeds)
     check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
     for seed in seeds:

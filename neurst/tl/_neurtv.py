@@ -146,7 +146,7 @@ def neurtv_fit(
     True
     """
     slots.check_key(adata, key_added)
-    check_options(likelihood, penalty, lam)
+    check_options(likelihood, lam, for_gaps)
     check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
     check_whole(0, random_state=random_state)
     check_device(device)

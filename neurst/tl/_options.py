@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,30 +17,36 @@ from neurst.spatial.fitting import LIKELIHOODS
 DEFAULT_PENALTIES = ("nuclear", "space_variant")
 
 
-def named_penalties(penalty: str | Penalty | Sequence[str | Penalty]) -> tuple[str | Penalty, ...]:
-    """The penalties that are averaged, each once."""
-    if isinstance(penalty, str):
-        return DEFAULT_PENALTIES if penalty == "auto" else (penalty,)
-    return (penalty,) if isinstance(penalty, Penalty) else tuple(dict.fromkeys(penalty))
+def named_penalties(penalty: str | Penalty | Iterable[str | Penalty]) -> tuple[str | Penalty, ...]:
+    """The penalties that are averaged, each once; refused if they are none."""
+    if isinstance(penalty, str) and penalty == "auto":
+        return DEFAULT_PENALTIES
+    names = sorted(set(PENALTIES) - {"mixed"})
+    single = isinstance(penalty, (str, Penalty)) or not isinstance(penalty, Iterable)
+    several = (penalty,) if single else tuple(penalty)
+    if not several:
+        msg = f"`penalty={penalty!r}` is empty: choose one or more of {names}, or 'auto'"
+        raise ValueError(msg)
+    reasons = {"mixed": "is for cubes with a spectral axis, which positions lack", "auto": "stands alone"}
+    for name in several:
+        if not isinstance(name, Penalty) and name not in names:
+            why = reasons.get(name, "is unknown") if isinstance(name, str) else "is unknown"
+            msg = f"`penalty={name!r}` {why}: choose 'auto', or one or more of {names}"
+            raise ValueError(msg)
+    return tuple(dict.fromkeys(several))
 
 
-def check_options(likelihood: str, penalty: str | Sequence[str], lam: float | str) -> None:
+def check_options(likelihood: str, lam: float | str, for_gaps: bool | None) -> None:
     """Refuse names that are not known, and a strength that is none."""
     if likelihood not in ("auto", *LIKELIHOODS):
         msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
         raise ValueError(msg)
-    names = sorted(set(PENALTIES) - {"mixed"})
-    if not named_penalties(penalty):
-        msg = f"`penalty={penalty!r}` is empty: choose one or more of {names}, or 'auto'"
-        raise ValueError(msg)
-    for name in named_penalties(penalty):
-        if not isinstance(name, Penalty) and name not in names:
-            why = "is for cubes with a spectral axis, which positions lack" if name == "mixed" else "is unknown"
-            msg = f"`penalty={name!r}` {why}: choose 'auto', or one or more of {names}"
-            raise ValueError(msg)
     automatic = isinstance(lam, str) and lam == "auto"
     if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
-        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (100 to 3000 suits most tissue)"
+        msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (20 to 3000 suits most tissue)"
+        raise ValueError(msg)
+    if not (for_gaps is None or isinstance(for_gaps, (bool, np.bool_))):
+        msg = f"`for_gaps={for_gaps!r}`: expected True or False"
         raise ValueError(msg)
 
 
