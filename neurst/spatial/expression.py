@@ -61,21 +61,27 @@ class Members:
         return Members(self.weights, self.loadings[index], self.intercepts[index])
 
 
-def canonical(latent: NDArray, loadings: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def canonical(
+    latent: NDArray, loadings: NDArray, unit: NDArray | float = 1.0
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Rotation (m, r), shift (r,), loadings (G, r) and intercept change (G,) of the canonical form of ``u W'``.
 
     Centred latents, orthonormal loadings, components by falling variance, the largest loading of each positive; r is the rank of
-    the product: what the prior has driven to nothing, and what several members share, is left out.
+    the product: what the prior has driven to nothing, and what several members share, is left out (below 1e-4 of the largest
+    component).
 
     Parameters
     ----------
     latent, loadings
         u (N, m) and W (G, m).
+    unit
+        (G,) in which genes are compared when a component is left out: one gene of large values does not outweigh the others.
     """
     centre = latent.mean(0)
     q, r = np.linalg.qr(loadings)  # W = Q R
     _, size, bt = np.linalg.svd((latent - centre) @ r.T, full_matrices=False)
-    bt = bt[: max(1, int((size > 1e-4 * size.max(initial=0)).sum()))]
+    held = size * np.linalg.norm((q @ bt.T).T / unit, axis=1)
+    bt = bt[held > 1e-4 * held.max()] if held.any() else bt[:1]
     turned = q @ bt.T
     sign = signs(turned)
     rotation = r.T @ bt.T * sign
@@ -133,10 +139,11 @@ class ExpressionField:
         spots: NDArray,
         log_link: bool,
         target_sum: float,
+        unit: NDArray | float = 1.0,
     ) -> ExpressionField:
         """The mean predictor of several fits, of the given weights, in canonical form at `spots` (N, d).
 
-        `loadings` are (G, r_k) and `intercepts` (G,), one of each for each network.
+        `loadings` are (G, r_k) and `intercepts` (G,), one of each for each network; `unit` as in :func:`canonical`.
         """
         net = SideBySide(nets, [v.shape[1] for v in loadings]).double().requires_grad_(False)
         weights = np.asarray(weights, dtype=float) / np.sum(weights)
@@ -144,7 +151,7 @@ class ExpressionField:
         share = np.repeat(weights, net.widths)
         with torch.no_grad():
             u = np.concatenate([net(x).numpy() for x in box.inward(torch.from_numpy(spots)).split(CHUNK)])
-        rotation, shift, turned, change = canonical(u, each * share)
+        rotation, shift, turned, change = canonical(u, each * share, unit)
         members = Members(weights, each, means) if len(weights) > 1 else None
         intercept = means @ weights + change
         return cls(genes, box, net, rotation, shift, turned, intercept, log_link, target_sum, members)

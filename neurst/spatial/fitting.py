@@ -536,6 +536,7 @@ def _average(
         spots=problem.coords,
         log_link=log_link,
         target_sum=target_sum,
+        unit=1.0 if log_link else np.where(loadings[0].any(1), moments(problem.values)[1], 1.0),
     )
 
 

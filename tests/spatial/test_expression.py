@@ -275,6 +275,28 @@ def test_the_canonical_form_is_the_same_predictor_in_standard_position(make):
     assert (turned[np.abs(turned).argmax(0), np.arange(turned.shape[1])] > 0).all()
 
 
+RANKS = {  # size of each component, unit of the genes, rank that is held
+    "far apart": ([1.0, 1e-3], 1.0, 2),
+    "one next to nothing": ([1.0, 1e-5], 1.0, 1),
+    "one next to nothing, but in a small unit": ([1.0, 1e-5], [1.0, 1e-5], 2),
+    "one next to nothing in its unit": ([2.0, 1.0], [1.0, 1e5], 1),
+    "the larger one next to nothing in its unit": ([1.0, 10.0], [1.0, 1e6], 1),
+    "nothing at all": ([0.0, 0.0], 1.0, 1),
+}
+
+
+@pytest.mark.parametrize(("size", "unit", "rank"), RANKS.values(), ids=RANKS)
+def test_components_next_to_nothing_are_left_out(size, unit, rank):
+    latent = np.random.default_rng(5).standard_normal((31, 2))
+    latent = np.linalg.qr(latent - latent.mean(0))[0]
+    loadings = np.diag(size)  # of two genes, with a component each
+    rotation, shift, turned, change = canonical(latent, loadings, unit if isinstance(unit, float) else np.array(unit))
+    assert rotation.shape == (2, rank)
+    assert turned.shape == (2, rank)
+    error = (latent @ rotation - shift) @ turned.T + change - latent @ loadings.T
+    assert np.abs(error / unit).max() < 1e-4 * np.abs(latent @ loadings.T / unit).max() + 1e-12
+
+
 def test_the_canonical_form_does_not_depend_on_how_latents_and_loadings_share_their_axes():
     rng = np.random.default_rng(4)
     latent, loadings = LATENTS["full rank"](rng)

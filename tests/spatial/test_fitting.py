@@ -535,8 +535,15 @@ def test_units_of_the_coordinates_do_not_matter(make, network):
     assert there.score == pytest.approx(here.score, abs=1e-3)
 
 
-def test_units_of_normalised_values_do_not_matter():
-    problem, unit = normalised(), 2.0 ** np.arange(-6, 7)  # exact in floating point
+UNITS = {  # powers of two: exact in floating point
+    "of each gene": 2.0 ** np.arange(-6, 7),
+    "of one gene far from the others": np.where(np.arange(G) == 0, 2.0**20, 1.0),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+def test_units_of_normalised_values_do_not_matter(unit):
+    problem = normalised()
     other = dataclasses.replace(problem, values=(problem.values * unit).astype(np.float32))
     here, there = fit(problem), fit(other)
     a, b = here.field(problem.coords), there.field(problem.coords) / unit
