@@ -457,7 +457,9 @@ def averaged():
     return adata
 
 
-@pytest.mark.parametrize("call", [query(), superres(), gradient(), field], ids=["query", "superres", "gradient", "field"])
+@pytest.mark.parametrize(
+    "call", [query(), superres(), gradient(), field], ids=["query", "superres", "gradient", "field"]
+)
 @pytest.mark.parametrize(("spoilt", "words"), MEMBERS.values(), ids=MEMBERS)
 def test_members_that_are_not_whole_are_refused_by_every_reader(averaged, spoilt, words, call):
     adata = averaged.copy()

@@ -290,13 +290,28 @@ def test_thinned_points_are_one_for_each_square():
 def test_history_draws_what_is_stored(fitted):
     fit, choice = neurst.pl.history(fitted)
     (penalty,) = (ax for ax in fit.figure.axes if ax not in (fit, choice))
-    trace, path = fitted.uns["neurtv"]["history"], fitted.uns["neurtv"]["lam_path"]
-    drawn = {"objective": fit.lines[0], "likelihood": fit.lines[1], "penalty": penalty.lines[0]}
-    for name, line in drawn.items():
-        np.testing.assert_array_equal(line.get_xydata(), np.column_stack([trace["step"], trace[name]]))
-    chosen, tried = choice.lines
-    np.testing.assert_array_equal(tried.get_xydata(), np.column_stack([path["lam"], path["score"]]))
-    assert chosen.get_xdata() == [400, 400]
+    trace, search = fitted.uns["neurtv"]["history"], fitted.uns["neurtv"]["lam_search"]
+    assert set(trace["member"]) == {0, 1}
+    drawn = {"objective": fit.lines[::2], "likelihood": fit.lines[1::2], "penalty": penalty.lines}
+    for name, lines in drawn.items():
+        for m, line in enumerate(lines):  # one for each member
+            of_member = trace["member"] == m
+            points = np.column_stack([trace["step"], trace[name]])[of_member]
+            np.testing.assert_array_equal(line.get_xydata(), points)
+            assert len(points) > 2
+        assert len(lines) == 2
+        assert len({line.get_color() for line in lines}) == 1
+    assert [text.get_text() for text in fit.get_legend().get_texts()] == ["objective", "likelihood"]
+    assert fit.get_title() == "Final fits"
+    assert len(choice.lines) == 4  # for each penalty what was tried, and the strength taken
+    for name, tried, chosen in zip(["nuclear", "space_variant"], choice.lines[::2], choice.lines[1::2], strict=True):
+        of_penalty = search["penalty"] == name
+        expected = np.column_stack([search["lam"], search["score"]])[of_penalty]
+        np.testing.assert_array_equal(tried.get_xydata(), expected)
+        assert chosen.get_xdata() == [400, 400]
+        assert chosen.get_color() == tried.get_color()
+    labels = [text.get_text() for text in choice.get_legend().get_texts()]
+    assert labels == ["nuclear, 400", "space-variant, 400"]
     assert choice.get_xscale() == "log"
 
 
@@ -342,6 +357,28 @@ def test_scores_of_the_field_alone_can_be_drawn(fitted):
     axes = neurst.pl.holdout_score(adata)
     axes[0].figure.canvas.draw()
     assert not len(points(axes[1]).get_offsets())
+
+
+def test_history_draws_every_strength_that_was_tried(fitted):
+    adata = fitted.copy()
+    slot = adata.uns["neurtv"]
+    names = np.array(["nuclear"] * 3 + ["space_variant"] * 2, dtype=object)
+    slot["lam_search"] = {"penalty": names, "lam": np.array([133.0, 400, 1200, 400, 1200]), "score": np.arange(5) / 9}
+    slot["lam"] = {"nuclear": 500.0, "space_variant": 400.0}
+    choice = neurst.pl.history(adata)[1]
+    one, _, two, _ = choice.lines
+    np.testing.assert_array_equal(one.get_xydata(), [[133, 0], [400, 1 / 9], [1200, 2 / 9]])
+    np.testing.assert_array_equal(two.get_xydata(), [[400, 3 / 9], [1200, 4 / 9]])
+    assert [line.get_xdata()[0] for line in choice.lines[1::2]] == [500, 400]
+    assert [label.get_text() for label in choice.get_xticklabels()] == ["133", "400", "1.2e+03"]
+
+
+def test_history_of_one_fit_is_of_one_line_each(fitted):
+    adata = fitted.copy()
+    neurst.tl.neurtv_fit(adata, penalty="tgv", n_members=1, lam=400, steps=3, progress=False)
+    fit, choice = neurst.pl.history(adata)
+    assert fit.get_title() == "Final fit"
+    assert len(fit.lines) == len(choice.lines) == 2
 
 
 CALLS = {

@@ -12,9 +12,8 @@ from neurst.tl import neurtv_fit, neurtv_query
 @pytest.mark.parametrize(
     ("name", "mode", "floor"),
     [
-        ("visium_dlpfc_151673", "random", 0.375),
-        ("visium_dlpfc_151673", "block", 0.305),
-        ("st_mob_rep11", "random", 0.38),
+        ("st_mob_rep11", "random", 0.4156),
+        ("st_mob_rep11", "block", 0.255),
     ],
 )
 def test_defaults_predict_held_out_spots_of_real_sections(name, mode, floor):
@@ -26,5 +25,5 @@ def test_defaults_predict_held_out_spots_of_real_sections(name, mode, floor):
     out = neurtv_query(adata, coords[test], outside="extrapolate")
     rate = out.X.astype(float) / out.uns["neurtv_query"]["target_sum"]
     score = deviance_explained(counts[test], size[test], rate, counts[train].sum(0) / size[train].sum())
-    print(f"{name}, {mode}: {score:.4f} at lam = {adata.uns['neurtv']['lam']:.0f}, {np.median(size):.0f} counts a spot")
+    print(f"{name}, {mode}: {score:.4f} at lam = {adata.uns['neurtv']['lam']}, {np.median(size):.0f} counts a spot")
     assert score >= floor

@@ -212,7 +212,9 @@ def turn_second_field(field, q):
     return lambda x: F.linear(field(F.linear(x, q)), turn)
 
 
-@pytest.mark.parametrize("name", ["isotropic", "vectorial", "nuclear", "hessian", "tgv", "edge_weighted", "space_variant"])
+@pytest.mark.parametrize(
+    "name", ["isotropic", "vectorial", "nuclear", "hessian", "tgv", "edge_weighted", "space_variant"]
+)
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_rotated_field_costs_the_same(name, d):
     q = torch.linalg.qr(normal(d, d, seed=7)).Q
