@@ -164,6 +164,19 @@ def test_loadings_of_a_rare_gene_are_finite_and_keep_its_mean(make, phi):
         assert total == pytest.approx(values.sum(), rel=0.02)
 
 
+@pytest.mark.parametrize("phi", [0.0, 0.4])
+@pytest.mark.parametrize("count", [5.0, 50.0, 5000.0])
+def test_a_step_that_goes_too_far_is_shortened(count, phi):
+    z = np.where(np.arange(N) < 3, 10.0, 0.0)[:, None]  # a full step from the null ends near exp(100)
+    y = np.where(np.arange(N) < 3, count, np.arange(N) % 10 == 0).astype(np.float32)[:, None]
+    v, b = solve_loadings(z, Problem(latent(), y, np.ones(N), np.array(["a"])), inverse_dispersion=np.array([phi]))
+    mean = np.exp(z * v + b)
+    pull = (y - mean) / (1 + phi * mean)
+    curve = mean / (1 + phi * mean)
+    assert abs(pull.sum()) < 0.05 * curve.sum() ** 0.5  # the slopes, in units of what they scatter by
+    assert abs((pull * z).sum() - v.item()) < 0.05 * (curve * z**2).sum() ** 0.5
+
+
 def test_a_latent_that_vanished_gets_no_loadings():
     problem = problem_of("poisson")
     v, b = solve_loadings(np.zeros((N, 2)), problem)
