@@ -57,7 +57,7 @@ class LamSearch:
     reach
         Most neighbours looked at in one direction.
     steps, learning_rate
-        Of the short fits; half the steps of a final fit if None.
+        Of the short fits; 0.4 times the steps of a final fit if None.
     fraction
         Share of spots held out.
     n_genes
@@ -74,7 +74,7 @@ class LamSearch:
 
     def steps_of(self, config: FitConfig) -> int:
         """Steps of a short fit."""
-        return max(1, config.steps // 2) if self.steps is None else self.steps
+        return max(1, round(0.4 * config.steps)) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +150,16 @@ class Model:
     n_members: int = 2
     latent_genes: int = 1000
 
-    def fit(self, problem: Problem, box: Box, penalty: Penalty, lam: float, *, on_step=None, **config) -> Field:
-        """Latent field, loadings and intercepts of a problem whose genes are all :meth:`Problem.active`."""
+    def directions(self, problem: Problem) -> NDArray:  # -> (G, r)
+        """The loadings that fits of a problem start from."""
         n, g = problem.values.shape
-        rank = max(1, min(self.rank, n - 1, g))
+        return residual_directions(problem, max(1, min(self.rank, n - 1, g)), self.config.random_state)
+
+    def fit(
+        self, problem: Problem, box: Box, penalty: Penalty, lam: float, directions: NDArray, *, on_step=None, **config
+    ) -> Field:
+        """Latent field, loadings and intercepts of a problem whose genes are all :meth:`Problem.active`, from its `directions`."""
+        n, g = problem.values.shape
         mean, sd = moments(problem.values)
         footprint = problem.quadrature()
         batch = self.config.batch_points or batch_points(n, g * (1 if footprint is None else len(footprint)))
@@ -170,8 +176,8 @@ class Model:
             likelihood=self._data_term(sd),
             penalty=penalty,
             lam=lam,
-            head=self._head(problem, rank, sd),
-            n_latent=rank,
+            head=_head(problem, directions, sd),
+            n_latent=directions.shape[1],
             box=box,
             config=config,
             on_step=on_step,
@@ -184,21 +190,17 @@ class Model:
             return NegativeBinomial(torch.full((len(sd),), 10.0))
         return Gaussian(torch.from_numpy(sd), learned=True)
 
-    def _head(self, problem: Problem, rank: int, sd: NDArray) -> Loadings:
-        directions = torch.from_numpy(
-            np.ascontiguousarray(residual_directions(problem, rank, self.config.random_state))
-        )
-        null = torch.from_numpy(problem.null())
-        return (
-            Loadings(directions, null, torch.from_numpy(sd))
-            if problem.size is None
-            else Loadings(directions, null.log())
-        )
-
     def seed(self, member: int) -> int:
         """Random state of a member: that of the fit for the first, others drawn from it."""
         drawn = np.random.default_rng(self.config.random_state).integers(2**31, size=max(member, 1))
         return self.config.random_state if member == 0 else int(drawn[member - 1])
+
+
+def _head(problem: Problem, directions: NDArray, sd: NDArray) -> Loadings:
+    weight, null = torch.from_numpy(np.ascontiguousarray(directions)), torch.from_numpy(problem.null())
+    if problem.size is None:
+        return Loadings(weight, null, torch.from_numpy(sd))
+    return Loadings(weight, null.log())
 
 
 # ---- one fit, read at spots
@@ -373,12 +375,15 @@ class _Trials:
     test: Problem
     box: Box
     search: LamSearch
+    directions: NDArray
     on_step: Callable[[int, float], None]
     fits: dict[float, Field] = dataclasses.field(default_factory=dict)
 
     def __call__(self, lam: float) -> float:
         numbers = {"steps": self.search.steps_of(self.model.config), "learning_rate": self.search.learning_rate}
-        self.fits[lam] = self.model.fit(self.train, self.box, self.penalty, lam, on_step=self.on_step, **numbers)
+        self.fits[lam] = self.model.fit(
+            self.train, self.box, self.penalty, lam, self.directions, on_step=self.on_step, **numbers
+        )
         fit = _completed(self.fits[lam], self.train, np.arange(len(self.train.genes)))
         return _scores(self.test, fit.eta(self.test), self.train.null())[0]
 
@@ -394,10 +399,11 @@ def _hold_out(
         return _HeldOut(lam, np.full(n_penalties, 1 / n_penalties), tried, 0.0, none, none)
     genes = train.most_variable(search.n_genes)
     few, hidden = (p.take(np.arange(len(p.coords)), genes) for p in (train, test))
+    directions = model.directions(few)
     lams, tried, best = [], [], []
     for k, penalty in enumerate(model.penalties):
         on_step = tick.at("choosing lam" if lam == "auto" else "held-out score")
-        trials = _Trials(model, penalty, few, hidden, box, search, on_step)
+        trials = _Trials(model, penalty, few, hidden, box, search, directions, on_step)
         chosen, scores = search_lam(trials, search) if lam == "auto" else (lam, {lam: trials(lam)})
         lams.append(chosen)
         tried += [(k, strength, found) for strength, found in scores.items()]
@@ -505,9 +511,11 @@ def _members(
     turns = [used[m % len(used)] for m in range(model.n_members)]
     genes = problem.most_variable(model.latent_genes)
     few, fits = problem.take(np.arange(len(problem.coords)), genes), []
+    directions = model.directions(few)
     for m, k in enumerate(turns):
         on_step = tick.at(f"fitting, {m + 1} of {model.n_members}" if model.n_members > 1 else "fitting")
-        found = model.fit(few, box, model.penalties[k], chosen.lam[k], on_step=on_step, random_state=model.seed(m))
+        numbers = {"on_step": on_step, "random_state": model.seed(m)}
+        found = model.fit(few, box, model.penalties[k], chosen.lam[k], directions, **numbers)
         fits.append(_completed(found, problem, genes))
     weights = np.array([chosen.weights[k] / turns.count(k) for k in turns])
     return fits, weights / weights.sum()

@@ -220,7 +220,7 @@ def default_model(
     spec = nets.Siren(omega=round(5.0 * growth, 1)) if network == "auto" else as_network(network)
     # int: a number of numpy is no seed for torch
     numbers = {"steps": round(500 * growth) if steps == "auto" else int(steps), "random_state": int(random_state)}
-    config = FitConfig(n_regularisation=256, refresh_every=25, device=device, **numbers)
+    config = FitConfig(n_regularisation=128, refresh_every=25, device=device, **numbers)
     penalties = tuple(as_penalty(name) for name in named_penalties(penalty))
     return Model("poisson", penalties, spec, int(rank), config, int(n_members))
 
