@@ -115,6 +115,7 @@ def holdout_score(
     ['nearest', 'kernel', 'field']
     """
     slots.check_score_key(adata, key_added)
+    for_gaps = mode == "block" if for_gaps is None else for_gaps
     check_options(likelihood, lam, for_gaps)
     seeds = (seeds,) if isinstance(seeds, Integral) else tuple(seeds)
     check_whole(1, rank=rank, n_members=n_members, **({} if steps == "auto" else {"steps": steps}))
@@ -144,7 +145,7 @@ def holdout_score(
     splits = {int(seed): _split(reading.problem, mode, int(seed), fraction) for seed in seeds}
     if not splits:
         raise ValueError(f"`seeds={seeds!r}` is empty: name at least one, e.g. (0, 1, 2)")
-    fit = _Fit(reading.likelihood, lam, mode == "block" if for_gaps is None else bool(for_gaps), options)
+    fit = _Fit(reading.likelihood, lam, bool(for_gaps), options)
     with progress_bar(BAR * len(seeds) * (len(names) + 1), progress) as on_step:
         rows = list(_rows(splits, names, fit, on_step))
     slots.write_scores(adata, key_added, reading=reading, rows=[{"mode": mode} | row for row in rows])

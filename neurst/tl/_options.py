@@ -36,7 +36,7 @@ def named_penalties(penalty: str | Penalty | Iterable[str | Penalty]) -> tuple[s
     return tuple(dict.fromkeys(several))
 
 
-def check_options(likelihood: str, lam: float | str, for_gaps: bool | None) -> None:
+def check_options(likelihood: str, lam: float | str, for_gaps: bool) -> None:
     """Refuse names that are not known, and a strength that is none."""
     if likelihood not in ("auto", *LIKELIHOODS):
         msg = f"`likelihood={likelihood!r}` is unknown: choose one of {['auto', *LIKELIHOODS]}"
@@ -45,7 +45,7 @@ def check_options(likelihood: str, lam: float | str, for_gaps: bool | None) -> N
     if not automatic and not (isinstance(lam, Real) and 0 <= lam < np.inf):
         msg = f"`lam={lam!r}`: expected 'auto' or a finite number >= 0, a prior strength in nats (20 to 3000 suits most tissue)"
         raise ValueError(msg)
-    if not (for_gaps is None or isinstance(for_gaps, (bool, np.bool_))):
+    if not isinstance(for_gaps, (bool, np.bool_)):
         msg = f"`for_gaps={for_gaps!r}`: expected True or False"
         raise ValueError(msg)
 

@@ -73,6 +73,17 @@ def known(problem):
     return problem.take(np.arange(len(problem.coords)), problem.active())
 
 
+def alone(problem, train):
+    """The fit that scores :func:`fit`."""
+    chosen, box = model(problem), Box.of(torch.from_numpy(problem.coords))
+    return chosen.fit(train, box, as_penalty("isotropic"), 30.0, chosen.directions(train))
+
+
+def as_long(config):
+    """Trials as long as the fits: short ones of few steps would say little."""
+    return LamSearch(steps=config.steps, learning_rate=config.learning_rate)
+
+
 def most_variable(problem, n):
     """Indices of the genes that a fit of `n` genes takes."""
     return problem.active()[known(problem).most_variable(n)]
@@ -88,9 +99,10 @@ def model(
     return Model(likelihood, penalties, network, rank, FitConfig(**config), members, most)
 
 
-def fit(problem, *, lam=30.0, target_sum=100.0, on_step=None, search=LamSearch(), for_gaps=False, **options):
+def fit(problem, *, lam=30.0, target_sum=100.0, on_step=None, search=None, for_gaps=False, **options):
     target_sum = 1.0 if problem.size is None else target_sum
     chosen = model(problem, **options)
+    search = search or as_long(chosen.config)
     return fit_expression(
         problem, chosen, lam=lam, target_sum=target_sum, on_step=on_step, search=search, for_gaps=for_gaps
     )
@@ -302,6 +314,11 @@ def test_a_short_fit_is_a_fit_of_so_many_steps_at_that_rate():
     assert found["score"][0] != fit(counted(), lam=30.0, steps=20).search["score"][0]
 
 
+def test_short_fits_have_two_fifths_of_the_steps_unless_told():
+    assert [LamSearch().steps_of(FitConfig(steps=n)) for n in (500, 7, 1)] == [200, 3, 1]
+    assert SHORT.steps_of(FitConfig(steps=500)) == 20
+
+
 def test_each_penalty_has_a_strength_of_its_own_and_a_share_of_the_average():
     fitted = fit(counted(), lam="auto", search=SHORT, steps=20, penalty=("isotropic", "hessian"), members=2)
     assert fitted.lam.shape == fitted.weights.shape == (2,)
@@ -320,8 +337,8 @@ def test_the_steps_of_a_fit_at_a_known_lam_are_as_planned(lam, penalty, members,
     seen, options = [], {"penalty": penalty, "members": members, "steps": 7}
     fit(counted(), lam=lam, on_step=lambda *now: seen.append(now), **options)
     assert [done for done, _, _ in seen] == list(range(1, 7 * fits + 1))
-    assert {planned for _, planned, _ in seen} == {planned_steps(lam, model(counted(), **options), LamSearch())}
-    assert seen[0][1] == 7 * fits
+    chosen = model(counted(), **options)
+    assert {planned for _, planned, _ in seen} == {planned_steps(lam, chosen, as_long(chosen.config))} == {7 * fits}
     stages = ["fitting"] if members == 1 else [f"fitting, {m} of 3" for m in (1, 2, 3)]
     expected = [*["held-out score"] * (fits - members), *stages]
     assert [stage for _, _, stage in seen] == [stage for stage in expected for _ in range(7)]
@@ -410,8 +427,7 @@ def test_a_fit_finds_the_patterns(make):
 def test_the_score_is_the_deviance_explained_on_spots_that_were_held_out():
     problem = known(counted())
     train, test = (problem.take(i) for i in holdout.split(problem.coords, "random", random_state=0, fraction=0.2))
-    alone = model(problem).fit(train, Box.of(torch.from_numpy(problem.coords)), as_penalty("isotropic"), 30.0)
-    rate = alone(torch.from_numpy(test.coords)).double().numpy()
+    rate = alone(problem, train)(torch.from_numpy(test.coords)).double().numpy()
     expected = holdout.deviance_explained(test.values, test.size, rate, train.null())
     assert fit(counted()).score == pytest.approx(expected, rel=1e-5)
 
@@ -420,8 +436,8 @@ def test_the_score_of_spots_with_a_footprint_is_that_of_their_averages():
     whole = dataclasses.replace(counted(), footprint=8.0)
     problem = known(whole)
     train, test = (problem.take(i) for i in holdout.split(problem.coords, "random", random_state=0, fraction=0.2))
-    alone = model(problem).fit(train, Box.of(torch.from_numpy(problem.coords)), 30.0)
-    parts = [alone(torch.from_numpy(test.coords + offset)).double().numpy() for offset in disc_quadrature(8.0, 2)]
+    found = alone(problem, train)
+    parts = [found(torch.from_numpy(test.coords + offset)).double().numpy() for offset in disc_quadrature(8.0, 2)]
     expected = holdout.deviance_explained(test.values, test.size, np.mean(parts, axis=0), train.null())
     assert fit(whole).score == pytest.approx(expected, rel=1e-5)
 
@@ -611,7 +627,9 @@ def test_genes_whose_counts_are_shuffled_over_spots_are_not_explained(n_genes):
     inside = np.isin(shuffled, most_variable(problem, n_genes))
     assert inside.any()
     assert inside.all() == (n_genes == 99)  # else some of them get loadings on the field of others
-    fitted = fit(problem, steps=200, lam=60.0, most=n_genes, search=LamSearch(n_genes=n_genes))
+    fitted = fit(
+        problem, steps=200, lam=60.0, most=n_genes, search=LamSearch(n_genes=n_genes, steps=200, learning_rate=1e-2)
+    )
     assert np.abs(fitted.gene_scores[shuffled]).max() <= 0.02
     assert fitted.gene_scores[[0, 3, 4, 9, 11]].min() > 0.1
 
@@ -620,7 +638,9 @@ def test_genes_whose_counts_are_shuffled_over_spots_are_not_explained(n_genes):
 @pytest.mark.parametrize("container", [np.asarray, sparse.csr_array], ids=["dense", "csr_array"])
 def test_genes_beyond_those_fitted_do_as_well_as_in_a_joint_fit(make, container):
     problem = stored_as(container, make())
-    few, whole = (fit(problem, steps=200, most=n, search=LamSearch(n_genes=n)) for n in (7, 99))
+    few, whole = (
+        fit(problem, steps=200, most=n, search=LamSearch(n_genes=n, steps=200, learning_rate=1e-2)) for n in (7, 99)
+    )
     beyond = np.setdiff1d(problem.active(), most_variable(problem, 7))
     assert len(beyond) == 5
     np.testing.assert_allclose(few.gene_scores[beyond], whole.gene_scores[beyond], atol=0.04)
