@@ -263,7 +263,6 @@ def _fixed(part: AnnData, hidden: AnnData, penalty: str, lam: float) -> np.ndarr
     import torch
 
     from neurst.core.samples import Box
-    from neurst.spatial import fitting
     from neurst.spatial.problem import Problem
     from neurst.tl._neurtv import default_model
 
@@ -272,9 +271,7 @@ def _fixed(part: AnnData, hidden: AnnData, penalty: str, lam: float) -> np.ndarr
     active = problem.active()
     problem = problem.take(np.arange(len(coords)), active)
     model = default_model(len(coords), penalty=penalty, n_members=1)
-    fit: fitting.Field = model.fit(
-        problem, Box.of(torch.from_numpy(coords)), model.penalties[0], lam, model.directions(problem)
-    )
+    fit = model.fit(problem, Box.of(torch.from_numpy(coords)), model.penalties[0], lam, model.directions(problem))
     rate = np.zeros((hidden.n_obs, part.n_vars))
     rate[:, active] = fit(torch.from_numpy(hidden.obsm["spatial"])).double().numpy()
     return rate

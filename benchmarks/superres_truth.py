@@ -19,7 +19,7 @@ from scipy import sparse
 from tables import write
 
 import neurst
-from neurst.spatial import holdout, tissue
+from neurst.spatial import baselines, holdout, tissue
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from real import load
@@ -98,8 +98,8 @@ def routes(spots: Counted, diameter: float, lam: float | str = "auto") -> dict:
     """Rates as functions of positions."""
     known = spots.coords, spots.counts, spots.size
     return {
-        "nearest": lambda query: holdout.nearest_cv(*known, query),
-        "kernel": lambda query: holdout.kernel_cv(*known, query),
+        "nearest": lambda query: baselines.nearest_cv(*known, query),
+        "kernel": lambda query: baselines.kernel_cv(*known, query),
         "point": fit(spots, None, lam),
         "footprint": fit(spots, diameter, lam),
     }

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from neurst.core.nets import Siren
 from neurst.core.penalty import NuclearTV
 from neurst.get import field
-from neurst.spatial import fitting, slots
+from neurst.spatial import choice, model, slots
 from neurst.tl import _neurtv, neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres
 
 SIDE, GENES = 8, 12
@@ -69,7 +69,7 @@ def no_training(monkeypatch):
     def train(*args, **options):
         pytest.fail("a fit was started")
 
-    monkeypatch.setattr(fitting, "fit_field", train)
+    monkeypatch.setattr(model, "fit_field", train)
 
 
 PARTS = ("X", "obs", "var", "layers", "obsm", "varm", "obsp", "varp", "uns")
@@ -683,7 +683,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize(("change", "options", "rank"), EXTREMES.values(), ids=EXTREMES)
 def test_extremes_are_fitted_without_nan(monkeypatch, change, options, rank):
-    monkeypatch.setattr(_neurtv, "LamSearch", partial(fitting.LamSearch, steps=3, reach=1))
+    monkeypatch.setattr(_neurtv, "LamSearch", partial(choice.LamSearch, steps=3, reach=1))
     adata = after(change, section())
     fit(adata, **options)
     slot = adata.uns["neurtv"]

@@ -17,7 +17,7 @@ from neurst import get, tl
 from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline
 from neurst.core.penalty import PENALTIES, HigherOrderTV
 from neurst.spatial import expression, slots
-from neurst.spatial.fitting import LamSearch
+from neurst.spatial.choice import LamSearch
 
 SMALL = {
     "siren": Siren(width=16, depth=2),

@@ -16,7 +16,8 @@ from neurst import tl
 from neurst.core.nets import Siren
 from neurst.spatial import slots
 from neurst.spatial.baselines import BASELINES, MEANS, kernel_cv
-from neurst.spatial.fitting import LamSearch, fit_expression
+from neurst.spatial.choice import LamSearch
+from neurst.spatial.fitting import fit_expression
 from neurst.spatial.holdout import deviance_explained, deviance_explained_per_gene, median_gene_correlation, split
 
 QUICK = {"lam": 50, "steps": 10, "rank": 3, "network": Siren(width=16, depth=2), "device": "cpu", "progress": False}

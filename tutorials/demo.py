@@ -86,9 +86,8 @@ def main(output: Path) -> None:
     draw(adata, dense, output)
 
     scores, errors = held_out_scores(adata), errors_between_spots(adata, dense, truth)
-    print(
-        f"{adata.n_obs:,} spots x {adata.n_vars} genes -> {dense.n_obs:,} points, lam = {adata.uns['neurtv']['lam']:.0f}\n"
-    )
+    lam = ", ".join(f"{name.replace('_', '-')} {value:.0f}" for name, value in adata.uns["neurtv"]["lam"].items())
+    print(f"{adata.n_obs:,} spots x {adata.n_vars} genes -> {dense.n_obs:,} points; lam: {lam}\n")
     print(f"{'':14s}{'held-out deviance explained':>30s}{'RMSE of log-rate between spots':>34s}")
     for name, score in scores.items():
         print(f"{name:14s}{score:30.3f}{errors[name]:34.3f}")

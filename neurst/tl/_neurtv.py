@@ -17,7 +17,9 @@ from neurst.core.fit import FitConfig
 from neurst.core.nets import Network, as_network
 from neurst.core.penalty import as_penalty
 from neurst.spatial import door, slots
-from neurst.spatial.fitting import LamSearch, Model, fit_expression, planned_steps
+from neurst.spatial.choice import LamSearch
+from neurst.spatial.fitting import fit_expression, planned_steps
+from neurst.spatial.model import Model
 from neurst.spatial.tissue import CHOICES, geometry, query_lattice
 from neurst.tl._options import check_device, check_options, check_positive, check_whole, named_penalties, progress_bar
 
@@ -86,7 +88,7 @@ def neurtv_fit(
         ``"auto"`` is the first two: which of them suits a tissue, their weights on held-out spots say.
     lam
         Prior strength in nats, or ``"auto"``: short fits on a coarse grid, scored on held-out spots
-        (:class:`neurst.spatial.fitting.LamSearch`). A good value hardly moves with the number of spots or genes.
+        (:class:`neurst.spatial.choice.LamSearch`). A good value hardly moves with the number of spots or genes.
     for_gaps
         False holds out single spots, so that the choices suit what lies between neighbouring spots; True holds out discs, so that
         they, and the scores, suit gaps wider than that.

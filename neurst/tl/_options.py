@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from neurst.core.fit import resolve_device
 from neurst.core.penalty import PENALTIES, Penalty
-from neurst.spatial.fitting import LIKELIHOODS
+from neurst.spatial.model import LIKELIHOODS
 
 DEFAULT_PENALTIES = ("nuclear", "space_variant")
 

@@ -10,17 +10,11 @@ from neurst.core.fit import FitConfig
 from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline
 from neurst.core.penalty import PENALTIES, as_penalty
 from neurst.core.samples import Box
-from neurst.spatial import fitting, holdout
-from neurst.spatial.fitting import (
-    LamSearch,
-    Model,
-    average_weights,
-    batch_points,
-    fit_expression,
-    planned_steps,
-    search_lam,
-    vertex,
-)
+from neurst.spatial import choice, holdout
+from neurst.spatial import model as model_module
+from neurst.spatial.choice import LamSearch, average_weights, search_lam, vertex
+from neurst.spatial.fitting import fit_expression, planned_steps
+from neurst.spatial.model import Model, batch_points
 from neurst.spatial.problem import Problem, holds_counts, library_size, moments, residual_directions
 from neurst.spatial.tissue import disc_quadrature
 
@@ -724,14 +718,14 @@ TURNS = {
 
 @pytest.mark.parametrize(("found", "members", "turns", "weights"), TURNS.values(), ids=TURNS)
 def test_members_are_in_turn_of_the_penalties_that_help(found, members, turns, weights, monkeypatch):
-    calls, fit_field = [], fitting.fit_field
+    calls, fit_field = [], model_module.fit_field
 
     def noted(*samples, **options):
         calls.append((options["penalty"], options["config"].random_state))
         return fit_field(*samples, **options)
 
-    monkeypatch.setattr(fitting, "fit_field", noted)
-    monkeypatch.setattr(fitting, "average_weights", lambda etas, test: np.array(found))
+    monkeypatch.setattr(model_module, "fit_field", noted)
+    monkeypatch.setattr(choice, "average_weights", lambda etas, test: np.array(found))
     names = ("isotropic", "vectorial")
     fitted = fit(counted(), steps=3, penalty=names, members=members)
     np.testing.assert_array_equal(fitted.weights, found)
