@@ -153,7 +153,7 @@ def in_own_process(function: str, *arguments: str) -> dict:
 def fits_table() -> None:
     """One line for each fit and query."""
     lines, seconds = ["| what | seconds | peak GB of the process | of it before the call |", "|---" * 4 + "|"], {}
-    for function in ("kriging", "automatic", "single", "thousand", "transcriptome", "locations", "query"):
+    for function in ("kriging", "automatic", "single", "thousand", "transcriptome", "query"):
         r = in_own_process(function)
         seconds[function] = r["seconds"]
         lines.append(f"| {r['what']} | {r['seconds']:.1f} | {r['peak']:.2f} | {r['before']:.2f} |")
