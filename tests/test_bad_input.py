@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from neurst.core.nets import Siren
 from neurst.core.penalty import NuclearTV
 from neurst.get import field
-from neurst.spatial import choice, model, slots
+from neurst.spatial import choice, model, packing, slots
 from neurst.tl import _neurtv, neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres
 
 SIDE, GENES = 8, 12
@@ -413,7 +413,7 @@ STORED = {
     "spots of another dimension": (in_field("spots", value=np.ones((9, 3))), f"{DAMAGED} ... spots has shape (9, 3), expected (9, 2)"),
     "no spots": (in_field("spots", value=np.empty((0, 2))), f"{DAMAGED} ... spots has shape (0, 2)"),
     "spots are NaN": (in_field("spots", value=lambda x: x * np.nan), f"{DAMAGED} ... spots is not finite"),
-    **{f"{part} is missing": (lambda adata, part=part: adata.uns["neurtv"]["field"].pop(part), f"is incomplete, its 'field' lacks {part}: {REFIT}") for part in slots.FIELD_PARTS},
+    **{f"{part} is missing": (lambda adata, part=part: adata.uns["neurtv"]["field"].pop(part), f"is incomplete, its 'field' lacks {part}: {REFIT}") for part in packing.FIELD_PARTS},
 }  # fmt: skip
 
 
