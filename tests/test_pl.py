@@ -370,7 +370,7 @@ def test_history_draws_every_strength_that_was_tried(fitted):
     np.testing.assert_array_equal(one.get_xydata(), [[133, 0], [400, 1 / 9], [1200, 2 / 9]])
     np.testing.assert_array_equal(two.get_xydata(), [[400, 3 / 9], [1200, 4 / 9]])
     assert [line.get_xdata()[0] for line in choice.lines[1::2]] == [500, 400]
-    assert [label.get_text() for label in choice.get_xticklabels()] == ["133", "400", "1.2e+03"]
+    assert [label.get_text() for label in choice.get_xticklabels()] == ["133", "400", "1200"]
 
 
 def test_history_of_one_fit_is_of_one_line_each(fitted):

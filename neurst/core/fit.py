@@ -50,7 +50,7 @@ class FitConfig:
     refresh_points
         Regularisation points a refresh looks at.
     record_every
-        Steps between entries of the history.
+        Steps between entries of the history, each the mean over them.
     random_state
         Seed of every draw.
     device
@@ -163,7 +163,8 @@ class Field:
     n_latent
         C: the network's leading outputs that are the field.
     history
-        ``step``, ``objective``, ``likelihood``, ``penalty`` as lists; objective in nats (for likelihoods that are).
+        ``step``, ``objective``, ``likelihood``, ``penalty`` as lists, means over the steps since the entry before; objective in nats
+        (for likelihoods that are).
     """
 
     box: Box
@@ -316,6 +317,7 @@ def fit_field(
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     history: dict[str, list[float]] = {"step": [], "objective": [], "likelihood": [], "penalty": []}
+    since: list[Tensor] = []
 
     for step in range(config.steps):
         if step % config.refresh_every == 0 and (step > 0 or start is not None):
@@ -339,8 +341,11 @@ def fit_field(
         (objective / n).backward()
         optimiser.step()
         schedule.step()
+        since.append(torch.stack([objective, nll, variation]).detach())
         if step % config.record_every == 0 or step == config.steps - 1:
-            now = {"step": step, "objective": objective.item(), "likelihood": nll.item(), "penalty": variation.item()}
+            # a batch alone says more of its spots than of the fit
+            means = torch.stack(since).mean(0).tolist()
+            now, since = {"step": step} | dict(zip(("objective", "likelihood", "penalty"), means, strict=True)), []
             if not math.isfinite(now["objective"]):
                 msg = (
                     f"the objective is {now['objective']} at step {step}: lower `learning_rate` ({config.learning_rate}), or look "

@@ -254,7 +254,7 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
 
     Returns
     -------
-    Array of two Axes. Against the step, for each member: objective and negative log-likelihood in nats and, on an axis of its own to
+    Array of two Axes. Against the step, for each member, means over ten steps: objective and negative log-likelihood in nats and, on an axis of its own to
     the right, the penalty in box units, not multiplied by `lam`. Against the prior strength, for each penalty: the
     held-out score of each one tried, and a line at the one chosen or given.
 
@@ -303,7 +303,9 @@ def _draw_choice(ax: Axes, search: Mapping[str, NDArray], lam: Mapping[str, floa
         ax.plot(tried[names == name], scores[names == name], "o-", color=f"C{k}", markersize=4)
         ax.axvline(chosen, color=f"C{k}", linestyle="--", linewidth=1, label=f"{name.replace('_', '-')}, {chosen:.3g}")
     ax.set(xscale="log", xlabel="lam (nats)", ylabel=f"held-out {what} explained", title="Prior strength")
-    ax.set_xticks(np.unique(tried), [f"{x:.3g}" for x in np.unique(tried)])
+    ticks = np.unique(tried)
+    ticks = ticks[:: 1 + len(ticks) // 6]
+    ax.set_xticks(ticks, [f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in ticks])
     ax.set_xticks([], minor=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

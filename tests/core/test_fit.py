@@ -92,6 +92,11 @@ def test_the_recorded_objective_is_likelihood_plus_lam_times_penalty_and_falls()
     assert found.history["objective"][-1] < 0.5 * found.history["objective"][0]
 
 
+def test_an_entry_of_the_history_is_the_mean_since_the_one_before():
+    each, seventh = (fit(steps=15, record_every=k).history["objective"] for k in (1, 7))
+    assert seventh == pytest.approx([each[0], sum(each[1:8]) / 7, sum(each[8:]) / 7], rel=1e-6)
+
+
 def test_the_prior_of_the_head_is_part_of_the_objective():
     weight = normal(3, 2)
     history = fit(head=Loadings(weight, torch.zeros(3)), n_latent=2, lam=12.0, steps=1).history
