@@ -226,9 +226,7 @@ def penalties_table() -> None:
     for name in SECTIONS:
         rows = found(name, ["no TV", *PENALTIES])
         for mode in MODES:
-            lines.append(
-                f"| {name} | {mode} | {' | '.join(cell(rows, m, mode) for m in ('no TV', *PENALTIES, 'neurst'))} |"
-            )
+            lines.append(f"| {name} | {mode} | {' | '.join(cell(rows, m, mode) for m in ('no TV', *PENALTIES))} |")
         header = ["no penalty", *(p.replace("_", "-") for p in PENALTIES)]
         write(
             "penalties",
