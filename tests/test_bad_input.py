@@ -667,7 +667,8 @@ EXTREMES = {
     "one large count": (with_x(at((3, 3), 1e9)), {}, 3),
     "one huge count": (with_x(at((3, 3), 1e29)), {}, 3),
     "one huge overdispersed count": (with_x(at((3, 3), 1e29)), {"likelihood": "negative_binomial"}, 3),
-    "one huge value": (with_x(at((3, 3), 1e29)), {"likelihood": "gaussian"}, 3),
+    # beside 1e29 double precision need not see the other channels
+    "one huge value": (with_x(at((3, 3), 1e29)), {"likelihood": "gaussian"}, range(1, 4)),
     "tiny values": (with_x(lambda x: 1e-30 * x), {"likelihood": "gaussian"}, 3),
     "values on a pedestal": (with_x(lambda x: 1e5 + x), {"likelihood": "gaussian"}, 3),
     "a gene with a single count": (with_x(lambda x: at((7, 2), 1)(at((slice(None), 2), 0)(x))), {}, 3),
@@ -695,7 +696,7 @@ def test_extremes_are_fitted_without_nan(monkeypatch, change, options, rank):
     ]
     for values in [*written, slot["score"], slot["history"]["objective"], neurtv_superres(adata).X]:
         assert np.isfinite(np.asarray(values)).all()
-    assert 1 <= adata.obsm["X_neurtv"].shape[1] <= rank  # beside 1e29 nothing else may be seen in double precision
+    assert adata.obsm["X_neurtv"].shape[1] in (rank if isinstance(rank, range) else [rank])
 
 
 def test_one_gene_may_be_a_string_and_the_others_are_not_fitted():
