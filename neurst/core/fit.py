@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neurst.core.jet import hessian, jacobian
+from neurst.core.jet import Jet, hessian, jacobian
+from neurst.core.lattice import Lattice, value_at
 from neurst.core.likelihood import Likelihood
 from neurst.core.nets import Network
 from neurst.core.penalty import Penalty, score
-from neurst.core.samples import Box, Region, Samples, rows, typical_spacing
+from neurst.core.samples import Box, Cells, Region, Samples, rows, typical_spacing
 
 
 def resolve_device(device: str) -> torch.device:
@@ -106,6 +107,32 @@ class Identity(nn.Module):
         return 0.0
 
 
+class Affine(nn.Module):
+    """A fixed change of unit, ``eta = shift + scale z``: what is learned has a scale of one whatever the unit of the values.
+
+    Parameters
+    ----------
+    shift
+        (C,).
+    scale
+        (C,) or ().
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor):
+        super().__init__()
+        self.register_buffer("shift", shift.clone())
+        self.register_buffer("scale", scale.clone())
+
+    def forward(self, z: Tensor, channels: Tensor | None = None) -> Tensor:
+        shift = self.shift if channels is None else self.shift[channels]
+        scale = self.scale if channels is None or self.scale.ndim == 0 else self.scale[channels]
+        return (z if channels is None else z[:, channels]) * scale + shift
+
+    def prior(self) -> Tensor | float:
+        """Nothing is learned."""
+        return 0.0
+
+
 class Loadings(nn.Module):
     r"""A linear head ``eta = b + gain V z`` from r latent to C observed channels, with prior ``V ~ N(0, 1)``.
 
@@ -174,17 +201,16 @@ class Field:
     n_latent: int
     history: dict[str, list[float]]
 
-    def _inward(self, coords: Tensor) -> Tensor:
-        like = next(self.net.parameters())
-        return self.box.inward(coords.double()).to(like)
+    def _inward(self, coords: Tensor | Lattice) -> Tensor | Lattice:
+        return _placed(self.box, coords, next(self.net.parameters()))
 
-    def latent(self, coords: Tensor) -> Tensor:  # (N, d) -> (N, C)
+    def latent(self, coords: Tensor | Lattice) -> Tensor:  # (N, d) -> (N, C)
         """The network's value."""
         with torch.no_grad():
-            return self.net(self._inward(coords))[:, : self.n_latent]
+            return value_at(self.net, self._inward(coords))[:, : self.n_latent]
 
-    def __call__(self, coords: Tensor) -> Tensor:  # (N, d) -> (N, C)
-        """Expected value at coordinates, without offset."""
+    def __call__(self, coords: Tensor | Lattice) -> Tensor:  # (N, d) -> (N, C)
+        """Expected value at coordinates or on a lattice, without offset."""
         with torch.no_grad():
             return self.likelihood.mean(self.head(self.latent(coords)))
 
@@ -204,6 +230,26 @@ class Field:
         with torch.no_grad():
             return hessian(self.net, self._inward(coords))[:, : self.n_latent] / self.box.scale**2
 
+    def _predictor(self, x: Tensor | Jet) -> Tensor | Jet:
+        return self.head(self.net(x)[..., : self.n_latent])
+
+    def jacobian(self, coords: Tensor) -> Tensor:  # -> (N, C, d)
+        """First derivatives of the predictor, ``head(net(x))``, per user unit."""
+        with torch.no_grad():
+            return jacobian(self._predictor, self._inward(coords)) / self.box.scale
+
+    def hessian(self, coords: Tensor) -> Tensor:  # -> (N, C, d, d)
+        """Second derivatives of the predictor per square user unit."""
+        with torch.no_grad():
+            return hessian(self._predictor, self._inward(coords)) / self.box.scale**2
+
+
+def _placed(box: Box, coords: Tensor | Lattice, like: Tensor) -> Tensor | Lattice:
+    """Coordinates in the box, in the type and on the device of a tensor; moved in float64."""
+    if isinstance(coords, Lattice):
+        return box.inward(coords.map(lambda i, axis: axis.double())).map(lambda i, axis: axis.to(like))
+    return box.inward(coords.double()).to(like)
+
 
 def _spread(x: Tensor, footprint: Tensor) -> Tensor:  # (N, d), (Q, d) -> (Q N, d)
     """The quadrature points around every point, those of the first offset first."""
@@ -213,6 +259,15 @@ def _spread(x: Tensor, footprint: Tensor) -> Tensor:  # (N, d), (Q, d) -> (Q N, 
 def _draw(total: int, n: int, generator: torch.Generator) -> Tensor | None:
     """Indices of a batch, on the CPU, where they index tensors of any device; None for all."""
     return None if n == 0 or n >= total else torch.randperm(total, generator=generator)[:n]
+
+
+def _batch(x: Tensor | Lattice, n: int, generator: torch.Generator) -> tuple[Tensor | Lattice, Tensor | None]:
+    """Points of a batch and their rows, None for all."""
+    if isinstance(x, Lattice) and 0 < n < len(x):
+        index = x.subset(n, generator)
+        return x.map(lambda i, axis: axis[index[i].to(axis.device)]), x.flat_index(index)
+    points = _draw(len(x), n, generator)
+    return x if points is None else x[points], points
 
 
 def fit_field(
@@ -225,6 +280,7 @@ def fit_field(
     head: nn.Module | None = None,
     n_latent: int | None = None,
     box: Box | None = None,
+    region: Tensor | None = None,
     config: FitConfig = FitConfig(),
     start: Field | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -255,6 +311,9 @@ def fit_field(
         Channels of z: those of `start`, else of the samples, if None.
     box
         The unit box: that of `start`, else of the samples, if None.
+    region
+        (M, d) coordinates where the field may be read, such as those without a value: regularisation points are drawn near these
+        and in their bounding box. Those of the samples if None.
     config
         Numbers of the fit.
     start
@@ -296,8 +355,8 @@ def fit_field(
     device, dtype = resolve_device(config.device), config.dtype
     generator = torch.Generator().manual_seed(config.random_state)
     box = box or (Box.of(samples.coords) if start is None else start.box)
-    x = box.inward(samples.coords.double()).to(dtype).to(device)
-    n, d = x.shape
+    x = _placed(box, samples.coords, torch.zeros((), dtype=dtype, device=device))
+    n, d = len(x), samples.n_dims
     n_latent = n_latent or (samples.n_channels if start is None else start.n_latent)
     if start is None:
         net = network.build(d, penalty.channels(n_latent, d), generator)
@@ -312,8 +371,12 @@ def fit_field(
         values = rows(values, None)  # every step needs all rows: make them dense once
     if values.layout == torch.strided:  # not every device holds sparse matrices: their batches are made dense here
         values = values.to(device)
-    footprint = None if samples.footprint is None else (samples.footprint.double() / box.scale).to(x)
-    region = Region(x, config.jitter * typical_spacing(x, generator), config.near)
+    if isinstance(x, Lattice):
+        region, footprint = Cells(x), None
+    else:
+        footprint = None if samples.footprint is None else (samples.footprint.double() / box.scale).to(x)
+        readable = x if region is None else box.inward(region.double()).to(x)
+        region = Region(readable, config.jitter * typical_spacing(readable, generator), config.near)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     history: dict[str, list[float]] = {"step": [], "objective": [], "likelihood": [], "penalty": []}
@@ -321,11 +384,10 @@ def fit_field(
 
     for step in range(config.steps):
         if step % config.refresh_every == 0 and (step > 0 or start is not None):
-            penalty = penalty.refreshed(net, region.draw(config.refresh_points, generator))
-        points = _draw(n, config.batch_points, generator)
+            penalty = penalty.refreshed(net, region.survey(config.refresh_points, generator))
+        here, points = _batch(x, config.batch_points, generator)
         channels = _draw(samples.n_channels, config.batch_channels, generator)
-        here = x if points is None else x[points]
-        eta = head(net(here if footprint is None else _spread(here, footprint))[:, :n_latent], channels)
+        eta = head(value_at(net, here if footprint is None else _spread(here, footprint))[:, :n_latent], channels)
         if footprint is not None:
             eta = likelihood.average(eta.unflatten(0, (len(footprint), -1)))
         y = rows(values, points).to(device)
@@ -335,7 +397,9 @@ def fit_field(
         if channels is not None:
             y, w = y[:, channels], w if w is None or w.shape[1] == 1 else w[:, channels]
         nll = likelihood(eta, y, w, channels) * (n / len(eta)) * (samples.n_channels / eta.shape[1])
-        variation = score(penalty, net, region.draw(config.n_regularisation, generator)) if lam > 0 else x.new_zeros(())
+        variation = (
+            score(penalty, net, region.draw(config.n_regularisation, generator)) if lam > 0 else nll.new_zeros(())
+        )
         objective = nll + lam * variation + head.prior()
         optimiser.zero_grad(set_to_none=True)
         (objective / n).backward()

@@ -11,11 +11,15 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from neurst.core.jet import seed
+from neurst.core.lattice import Taps
 
 
 class Network(ABC):
@@ -153,6 +157,15 @@ class _LowRankTensor(nn.Module):
             out = torch.sum(out * torch.unsqueeze(factor, -1), -2)
         return out
 
+    def tucker_terms(self) -> list[nn.Module]:
+        return [self]
+
+    def tensor(self) -> Tensor:  # -> (r_1, ..., r_d, C)
+        return self.core
+
+    def along(self, axis: int, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
+        return _derivatives(self.factors[axis], t, order)
+
 
 @dataclass(frozen=True)
 class LowRank(Network):
@@ -199,6 +212,14 @@ class _Shift(nn.Module):
         return x + self.by
 
 
+def _derivatives(function: Callable, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
+    """Values and derivatives of a function of one coordinate."""
+    if order == 0:
+        return [function(t)]
+    jet = function(seed(t, order=order))
+    return [jet.value, *(jet.derivative(k)[0] for k in range(1, order + 1))]
+
+
 def _cubic_basis(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
     """The four uniform cubic B-splines over a cell :cite:p:`Unser1999`."""
     square = u * u
@@ -212,26 +233,42 @@ def _cubic_basis(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
 class _SplineGrid(nn.Module):
     """Uniform cubic B-spline on the box: `cells` intervals an axis, 3 more coefficients for the border."""
 
-    def __init__(self, n_in: int, n_out: int, cells: int):
+    def __init__(self, n_out: int, cells: tuple[int, ...], sides: tuple[float, ...]):
         super().__init__()
-        self.cells = cells
-        self.coefficients = nn.Parameter(torch.zeros((cells + 3) ** n_in, n_out))
-        strides = torch.tensor([(cells + 3) ** (n_in - 1 - i) for i in range(n_in)])
-        corners = torch.tensor(list(itertools.product(range(4), repeat=n_in)))
+        sizes = [c + 3 for c in cells]
+        self.coefficients = nn.Parameter(torch.zeros(math.prod(sizes), n_out))
+        self.sizes = sizes
+        strides = torch.tensor([math.prod(sizes[i + 1 :]) for i in range(len(sizes))])
+        corners = torch.tensor(list(itertools.product(range(4), repeat=len(sizes))))
+        self.register_buffer("cells", torch.tensor(cells), persistent=False)
+        self.register_buffer("sides", torch.tensor(sides), persistent=False)
         self.register_buffer("strides", strides, persistent=False)
         self.register_buffer("corners", corners @ strides, persistent=False)
 
-    def forward(self, x):  # (N, d) -> (N, C)
-        position = (x + 1.0) * (self.cells / 2)
+    def _locate(self, x, cells: Tensor, sides: Tensor):
+        """Cells that coordinates lie in, and where in them."""
+        position = (x + sides) * (cells / (2 * sides))
         # beyond the box the polynomial of the border cell goes on
-        cell = torch.floor(position).clamp(0, self.cells - 1)
-        inside = position - cell
+        cell = torch.floor(position).clamp(torch.zeros_like(cells), cells - 1)
+        return cell.long(), position - cell
+
+    def forward(self, x):  # (N, d) -> (N, C)
+        cell, inside = self._locate(x, self.cells, self.sides)
         weights = _cubic_basis(inside[..., :1])
         for i in range(1, cell.shape[-1]):
             outer = torch.unsqueeze(weights, -1) * torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -2)
             weights = torch.flatten(outer, -2)
-        rows = (cell.long() * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
+        rows = (cell * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
         return torch.einsum("...nk,nkc->...nc", weights, self.coefficients[rows])
+
+    def tensor(self) -> Tensor:  # -> (cells_1 + 3, ..., cells_d + 3, C)
+        return self.coefficients.unflatten(0, self.sizes)
+
+    def along(self, axis: int, t: Tensor, order: int) -> list[Taps]:  # (n, 1) -> order + 1 times (n, cells + 3)
+        cells, sides = self.cells[axis], self.sides[axis]
+        rows = self._locate(t, cells, sides)[0] + torch.arange(4, device=t.device)
+        weights = _derivatives(lambda u: _cubic_basis(self._locate(u, cells, sides)[1]), t, order)
+        return [Taps(rows, weight) for weight in weights]
 
 
 class _Sum(nn.Module):
@@ -241,6 +278,9 @@ class _Sum(nn.Module):
 
     def forward(self, x):
         return sum((term(x) for term in self.terms), start=self.bias)
+
+    def tucker_terms(self) -> list[nn.Module]:
+        return list(self.terms)
 
 
 @dataclass(frozen=True)
@@ -253,19 +293,32 @@ class Spline(Network):
     Parameters
     ----------
     cells
-        Intervals per axis of each grid, coarse to fine.
+        Intervals along the longest side of each grid, coarse to fine.
+    sides
+        Length of each axis as a share of the longest, so that no coefficient lies outside a long and narrow region; 1 for
+        every axis if empty.
     """
 
     cells: tuple[int, ...] = (4, 8, 16, 32)
+    sides: tuple[float, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "cells", tuple(int(c) for c in self.cells))
+        object.__setattr__(self, "sides", tuple(float(s) for s in self.sides))
         if not self.cells or min(self.cells) < 1:
             msg = f"`Spline(cells={self.cells})`: expected one or more intervals per axis for each grid"
             raise ValueError(msg)
+        if not all(0 < side <= 1 for side in self.sides):
+            msg = f"`Spline(sides={self.sides})`: expected shares of the longest side, above 0 and at most 1"
+            raise ValueError(msg)
 
     def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
-        return _Sum([_SplineGrid(n_in, n_out, cells) for cells in self.cells], n_out)
+        sides = self.sides or (1.0,) * n_in
+        if len(sides) != n_in:
+            msg = f"`Spline(sides={self.sides})` has {len(sides)} axes: expected one for each of the {n_in} coordinates"
+            raise ValueError(msg)
+        grids = [tuple(max(1, round(cells * side)) for side in sides) for cells in self.cells]
+        return _Sum([_SplineGrid(n_out, grid, sides) for grid in grids], n_out)
 
 
 NETWORKS: dict[str, type[Network]] = {"siren": Siren, "fourier": Fourier, "lowrank": LowRank, "spline": Spline}

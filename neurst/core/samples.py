@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurst.core.lattice import Lattice
+
 
 @dataclass(frozen=True)
 class Box:
@@ -25,8 +27,10 @@ class Box:
     scale: float
 
     @classmethod
-    def of(cls, coords: Tensor) -> Box:
+    def of(cls, coords: Tensor | Lattice) -> Box:
         """The box around coordinates (N, d). Warns if one axis is over 50 times longer than another."""
+        if isinstance(coords, Lattice):
+            coords = torch.stack([torch.stack([axis.min(), axis.max()]) for axis in coords.axes], 1)
         coords = coords.double()
         bad = torch.nonzero(~coords.isfinite().all(1))
         if len(bad):
@@ -48,8 +52,10 @@ class Box:
             )
         return cls((low + high) / 2, float(sides.max()) / 2)
 
-    def inward(self, coords: Tensor) -> Tensor:  # (N, d) users' units -> box
+    def inward(self, coords: Tensor | Lattice) -> Tensor | Lattice:  # (N, d) users' units -> box
         """Coordinates in the box."""
+        if isinstance(coords, Lattice):
+            return coords.map(lambda i, axis: (axis - self.center[i].to(axis)) / self.scale)
         return (coords - self.center.to(coords)) / self.scale
 
     def outward(self, x: Tensor) -> Tensor:  # (N, d) box -> users' units
@@ -64,7 +70,7 @@ class Samples:
     Parameters
     ----------
     coords
-        (N, d) in users' units.
+        (N, d) in users' units, or a lattice.
     values
         (N, C), dense, or sparse CSR: only the rows of a batch are ever made dense.
     weight
@@ -76,7 +82,7 @@ class Samples:
         the mean of the field over them, that of an area, instead of its value at the coordinate.
     """
 
-    coords: Tensor
+    coords: Tensor | Lattice
     values: Tensor
     weight: Tensor | None = None
     offset: Tensor | None = None
@@ -89,13 +95,21 @@ class Samples:
             if part is not None and (part.ndim != 2 or len(part) != n):
                 msg = f"`{name}` has shape {tuple(part.shape)}: expected ({n}, channels), one row for each coordinate"
                 raise ValueError(msg)
-        spread, d = self.footprint, self.coords.shape[1]
+        spread, d = self.footprint, self.n_dims
+        if spread is not None and isinstance(self.coords, Lattice):
+            msg = "`footprint` serves coordinates (N, d), not a lattice: pass `lattice.points()`"
+            raise ValueError(msg)
         if spread is not None and (spread.ndim != 2 or len(spread) == 0 or spread.shape[1] != d):
             msg = f"`footprint` has shape {tuple(spread.shape)}: expected (Q, {d}) with Q >= 1, one row for each offset"
             raise ValueError(msg)
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def n_dims(self) -> int:
+        """d."""
+        return self.coords.ndim if isinstance(self.coords, Lattice) else self.coords.shape[1]
 
     @property
     def n_channels(self) -> int:
@@ -164,3 +178,28 @@ class Region:
         near = self.points[pick.to(self.points.device)] + self.jitter * torch.randn(m, d, **kind).to(self.points)
         anywhere = low + (high - low) * torch.rand(n - m, d, **kind)
         return torch.cat([near, anywhere.to(self.points)])
+
+    def survey(self, n: int, generator: torch.Generator) -> Tensor:  # -> (n, d)
+        """The points an adaptive penalty looks at."""
+        return self.draw(n, generator)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where a field on a lattice may be read: the region between its nodes, even where some of them are not observed.
+
+    Parameters
+    ----------
+    lattice
+        In the box.
+    """
+
+    lattice: Lattice
+
+    def draw(self, n: int, generator: torch.Generator) -> Lattice:
+        """About `n` regularisation points: some rows and columns, each moved within its cell."""
+        return self.lattice.jittered(n, generator)
+
+    def survey(self, n: int, generator: torch.Generator) -> Lattice:
+        """The points an adaptive penalty looks at: all nodes."""
+        return self.lattice

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from neurst.core.fit import Field, FitConfig
 from neurst.core.penalty import Penalty
 from neurst.core.samples import Box
+from neurst.core.search import climb
 from neurst.spatial import holdout
 from neurst.spatial.holdout import dense
 from neurst.spatial.model import Model, completed, pooled
@@ -64,46 +65,6 @@ def split_spots(problem: Problem, search: LamSearch, for_gaps: bool, random_stat
         train, test = train[1:], train[:1]
     genes = problem.take(train).active()
     return problem.take(train, genes), problem.take(test, genes)
-
-
-def vertex(lam: list[float], score: list[float]) -> float:
-    """The best of evenly spaced (in log) strengths, refined by the parabola through it and its neighbours.
-
-    Examples
-    --------
-    >>> vertex([100.0, 200.0, 400.0], [0.3, 0.4, 0.3])
-    200.0
-    """
-    k = int(np.argmax(score))
-    if k in (0, len(lam) - 1):
-        return lam[k]
-    left, middle, right = score[k - 1 : k + 2]
-    bend = left - 2 * middle + right
-    return float(lam[k] * (lam[k + 1] / lam[k]) ** (0.5 * (left - right) / bend)) if bend < 0 else lam[k]
-
-
-def search_lam(score: Callable[[float], float], search: LamSearch) -> tuple[float, dict[float, float]]:
-    """The strength chosen, and the score of each one tried, from weak to strong.
-
-    Examples
-    --------
-    >>> lam, tried = search_lam(lambda lam: -(np.log(lam / 700) ** 2), LamSearch())
-    >>> round(lam), [round(x) for x in tried]
-    (700, [400, 1200, 3600])
-    """
-    tried = {0: score(search.start)}
-    for sign in (1, -1):
-        k = sign
-        while abs(k) <= search.reach:
-            tried[k] = score(search.start * search.ratio**k)
-            if tried[k] <= tried[k - sign]:
-                break
-            k += sign
-        if sign == 1 and k > 1:  # it rose: the weaker side is lower
-            break
-    tried = dict(sorted(tried.items()))
-    lams = [search.start * search.ratio**k for k in tried]
-    return vertex(lams, list(tried.values())), dict(zip(lams, tried.values(), strict=True))
 
 
 def _log_loss(test: Problem, eta: NDArray) -> float:
@@ -211,7 +172,11 @@ def hold_out(
     lams, tried, best = [], [], []
     for k, penalty in enumerate(model.penalties):
         trials = _Trials(model, penalty, few, hidden, box, search, directions, on_step)
-        chosen, scores = search_lam(trials, search) if lam == "auto" else (lam, {lam: trials(lam)})
+        chosen, scores = (
+            climb(trials, start=search.start, ratio=search.ratio, reach=search.reach)
+            if lam == "auto"
+            else (lam, {lam: trials(lam)})
+        )
         lams.append(chosen)
         tried += [(k, strength, found) for strength, found in scores.items()]
         best.append(trials.fits[max(scores, key=scores.get)])

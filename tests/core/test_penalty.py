@@ -14,6 +14,7 @@ from neurst.core.penalty import (
     AnisotropicTV,
     DirectionalTV,
     EdgeWeightedTV,
+    Eikonal,
     HessianTV,
     HigherOrderTV,
     IsotropicTV,
@@ -22,6 +23,7 @@ from neurst.core.penalty import (
     SpaceVariantTV,
     VectorialTV,
     WeightedTV,
+    _frames,
     as_penalty,
     score,
 )
@@ -40,6 +42,9 @@ CASES = {
     "third_order": HigherOrderTV(3),
     "directional": DirectionalTV(ALONG),
     "directional, varying": DirectionalTV(normal(3, N, 2), WEIGHT),
+    "directional, metric": DirectionalTV(ALONG, metric=normal(C, C)),
+    "space_variant, shared": SpaceVariantTV(shared=True),
+    "space_variant, shared, no refresh yet": SpaceVariantTV(shared=True),
     "weighted": WeightedTV(WEIGHT),
     "space_variant, no refresh yet": SpaceVariantTV(),
     "edge_weighted, no refresh yet": EdgeWeightedTV(),
@@ -445,3 +450,55 @@ def test_an_unknown_penalty_is_told_the_known_ones():
 def test_an_order_is_a_whole_number(order):
     with pytest.raises(ValueError, match=rf"HigherOrderTV\(order={order}\)`: expected a whole number"):
         HigherOrderTV(order)
+
+
+def test_frames_of_the_channels_do_not_matter_to_shared_space_variant_tv():
+    field, x = siren(), uniform(40, 2, seed=4)
+    turned = lambda u: F.linear(field(u), ROTATION)
+    costs = [score(SpaceVariantTV(shared=True).refreshed(f, x), f, x) for f in (field, turned)]
+    torch.testing.assert_close(*costs)
+
+
+def test_channels_that_all_vary_alike_leave_the_vectorial_weighting():
+    x, one = uniform(40, 2, seed=4), siren(c=1)
+    alike = lambda u: F.linear(one(u), torch.ones(3, 1, dtype=torch.float64))
+    shared, single = (SpaceVariantTV(shared=True).refreshed(f, x) for f in (alike, one))
+    torch.testing.assert_close(score(shared, alike, x), 3**0.5 * score(single, one, x))
+
+
+def test_a_combination_of_channels_that_varies_little_costs_more_for_each_unit_of_its_slope():
+    slopes = torch.tensor([[1.0, 0.0], [0.0, 0.1]], dtype=torch.float64)
+    field, x = lambda u: F.linear(u, slopes), uniform(40, 2, seed=4)
+    metric = SpaceVariantTV(shared=True).refreshed(field, x).metric
+    # in proportion to the inverse root of how much it varies: that is the nuclear norm
+    assert float(metric[1, 1] / metric[0, 0]) == pytest.approx(10**0.5)
+    assert float((metric @ slopes).norm()) == pytest.approx(float(slopes.norm()))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_frames_are_the_eigenvectors_of_the_structure_tensors(d):
+    g = normal(30, d, d)
+    tensors = torch.cat([g @ g.mT, torch.zeros(1, d, d, dtype=g.dtype), torch.eye(d, dtype=g.dtype)[None]])
+    size, frame = _frames(tensors)
+    torch.testing.assert_close(frame @ torch.diag_embed(size) @ frame.mT, tensors)
+    torch.testing.assert_close(frame.mT @ frame, torch.eye(d, dtype=g.dtype).expand(32, d, d))
+    assert (size.diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_distance_costs_the_variation_of_its_normals_and_nothing_else(d):
+    x = uniform(9, d, seed=2)
+    radius = x.norm(dim=1)
+
+    distance = lambda x: torch.sqrt(torch.unsqueeze(torch.sum(x * x, -1), -1))
+    # the Hessian of a radius has d - 1 eigenvalues 1 / r
+    expected = 0.3 * ((d - 1) ** 0.5 / radius).mean()
+    torch.testing.assert_close(score(Eikonal(bend=0.3), distance, x), expected)
+    torch.testing.assert_close(
+        score(Eikonal(bend=0.0), lambda x: distance(x) * 3.0, x), torch.tensor(4.0, dtype=x.dtype)
+    )
+
+
+def test_a_negative_bend_is_refused():
+    with pytest.raises(ValueError, match=r"`Eikonal\(bend=-1.0\)`: expected a finite number >= 0"):
+        Eikonal(bend=-1.0)
