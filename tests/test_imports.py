@@ -21,7 +21,7 @@ ARROWS = {
 # packages a room may import besides the standard library; a room not listed is free
 PACKAGES = {
     "core": {"torch"},
-    "imaging": {"numpy", "scipy", "skimage", "torch"},
+    "imaging": {"numpy", "scipy", "skimage", "torch", "tqdm"},
     "spatial": {"numpy", "scipy", "torch"},
 }
 SLOTS = PACKAGES["spatial"] | {"anndata", "pandas"}  # the only reader and writer of AnnData
