@@ -343,7 +343,8 @@ def as_network(network: str | Network) -> Network:
 def to_dict(network: Network) -> dict:
     """Name and numbers of a network, as plain values that a file can hold."""
     name = next(name for name, cls in NETWORKS.items() if cls is type(network))
-    return {"name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(network).items()}}
+    numbers = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(network).items()}
+    return {"name": name} | {k: v for k, v in numbers.items() if v != []}  # an empty list has no type in a file
 
 
 def from_dict(spec: dict) -> Network:

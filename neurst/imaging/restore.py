@@ -164,7 +164,7 @@ def _config(network: Network | str, n: int, slow: bool, steps: int | str, random
         learning_rate=0.1 if spline else 1e-3,
         batch_points=batch,
         n_regularisation=batch if tucker else 2**11,
-        refresh_every=max(1, min(16, steps // 5)),
+        refresh_every=max(1, min(16, steps // 5) if spline else steps // 5),
         random_state=random_state,
         device=device,
     )
