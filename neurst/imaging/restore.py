@@ -5,7 +5,7 @@ All of them minimise
 .. math:: \sum_{observed} \frac{(y - f)^2}{2 \sigma^2} + \lambda\,\mathrm{mean}_x P(f / s)(x),
 
 P a derivative penalty in box units (the longest side of the picture is [-1, 1]) and s the standard deviation of the picture without its noise,
-so that neither the range of the picture nor its size in pixels moves :math:`\lambda`, a prior strength in nats.
+so that the range of the picture does not move :math:`\lambda`, a prior strength in nats.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class LamSearch:
     fraction
         Share of the observed entries that is held out.
     max_pixels
-        A larger picture is searched on its centre.
+        A larger picture is searched on its centre, unless too little of that is observed.
+    least
+        Observed entries of a channel that a search needs; with fewer, `start` is taken.
     """
 
     start: float = 0.85
@@ -61,6 +63,7 @@ class LamSearch:
     reach: int = 3
     fraction: float = 0.1
     max_pixels: int = 2**17
+    least: int = 256
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class _Plan:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.samples.coords.shape
+
+    def n_observed(self) -> int:
+        """Observed entries of the channel that has fewest."""
+        weight = self.samples.weight
+        return len(self.samples) if weight is None else int((weight > 0).sum(0).min())
 
     def scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean of each channel, and one standard deviation for all, noise taken off."""
@@ -172,7 +180,10 @@ def _config(network: Network | str, n: int, slow: bool, steps: int | str, random
 
 def _search_strength(plan: _Plan, search: LamSearch, on_step: Callable[[int, float], None]) -> float:
     """The strength whose field is nearest to pixels it has not seen."""
-    plan = plan.window(search.max_pixels)
+    centre = plan.window(search.max_pixels)
+    plan = centre if centre.n_observed() >= search.least else plan
+    if plan.n_observed() < search.least:
+        return search.start
     y, weight = plan.samples.values, plan.samples.weight
     generator = torch.Generator().manual_seed(plan.config.random_state)
     held = (torch.rand(y.shape, generator=generator) < search.fraction).to(y)
@@ -224,7 +235,7 @@ def fit_image(
     network
         ``"auto"`` is a cubic B-spline with a knot at every pixel and coarser ones beneath; or a name or specification of :mod:`~neurst.core.nets`.
     lam
-        Prior strength in nats, see the head of this page; ``"auto"`` chooses it on held-out pixels, in 3 to 6 more fits.
+        Prior strength in nats, see the head of this page; ``"auto"`` chooses it on held-out pixels, in 3 to 5 more fits.
     steps
         Of the fit.
     random_state, device, progress
@@ -267,7 +278,24 @@ def fit_image(
         return plan.fit(lam, on_step)
 
 
-def _plan(image, mask, sigma, penalty, network, steps, random_state, device) -> _Plan:
+def _noise_level(image: np.ndarray) -> float:
+    """Standard deviation of the noise, from the finest wavelets; the mean over channels."""
+    from skimage.restoration import estimate_sigma  # slow to import
+
+    return float(estimate_sigma(image, channel_axis=-1 if image.ndim == 3 else None, average_sigmas=True))
+
+
+def _plan(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    sigma: float | None,
+    penalty: str | Penalty,
+    network: str | Network,
+    steps: int | str,
+    random_state: int,
+    device: str,
+) -> _Plan:
+    """What the caller asked for, checked."""
     image = as_image(image)
     mask = as_mask(mask, image)
     _number("sigma", sigma)
@@ -275,10 +303,7 @@ def _plan(image, mask, sigma, penalty, network, steps, random_state, device) -> 
         msg = f"`steps={steps!r}`: expected a whole number >= 1, or 'auto'"
         raise ValueError(msg)
     if sigma is None:
-        axis = -1 if image.ndim == 3 else None
-        from skimage.restoration import estimate_sigma  # slow to import
-
-        sigma = 0.0 if mask is not None else float(estimate_sigma(image, channel_axis=axis, average_sigmas=True))
+        sigma = _noise_level(image) if mask is None else 0.0
     penalty = _penalty(penalty, image.shape[:2])
     slow = mask is not None or penalty.order > 1 or isinstance(penalty, TGV)
     config = _config(network, math.prod(image.shape[:2]), slow, steps, random_state, device)
@@ -350,7 +375,7 @@ def inpaint(
     image: np.ndarray,
     mask: np.ndarray,
     *,
-    sigma: float = 0.0,
+    sigma: float | None = 0.0,
     penalty: str | Penalty = "space_variant",
     network: str | Network = "auto",
     lam: float | str = "auto",
@@ -368,7 +393,7 @@ def inpaint(
     mask
         True where observed: (H, W), or one entry for each channel.
     sigma
-        Standard deviation of the noise of what is observed. With 0 observed entries come back as they are.
+        Standard deviation of the noise of what is observed. With 0 or None observed entries come back as they are.
     penalty, network, lam, steps, random_state, device, progress
         As in :func:`fit_image`.
 
@@ -402,7 +427,7 @@ def inpaint(
         progress=progress,
     )
     out = _read(field, Lattice.of_shape(*image.shape[:2]), image)
-    return np.where(seen, image, out) if sigma == 0 else out
+    return out if sigma else np.where(seen, image, out)
 
 
 def upsample(

@@ -150,6 +150,27 @@ def test_what_stands_in_a_gap_does_not_matter():
     np.testing.assert_array_equal(outs[0], outs[2])
 
 
+def test_a_large_picture_whose_centre_is_not_seen_is_searched_as_a_whole():
+    image = drawing(40, 36)
+    seen = np.ones(image.shape, bool)
+    seen[8:32, 6:30] = False
+    plan = _plan(image, seen, 0.0, "space_variant", "auto", 20, 0, "cpu")
+    search = LamSearch(max_pixels=300)
+    assert plan.window(300).n_observed() == 0
+    steps = []
+    assert np.isfinite(_search_strength(plan, search, lambda step, _: steps.append(step)))
+    assert len(steps) >= 3 * 20
+    few = _plan(image, np.arange(image.size).reshape(image.shape) % 48 == 0, 0.0, "space_variant", "auto", 20, 0, "cpu")
+    assert _search_strength(few, search, lambda *_: None) == search.start
+
+
+def test_a_noise_of_none_is_none():
+    image = drawing(24, 20)
+    seen = np.random.default_rng(0).random(image.shape) < 0.5
+    outs = [inpaint(image, seen, sigma=sigma, **GIVEN) for sigma in (0.0, None)]
+    np.testing.assert_array_equal(*outs)
+
+
 def test_noisy_observations_are_not_taken_as_they_are():
     image = drawing()
     seen = np.random.default_rng(0).random(image.shape) < 0.5
@@ -209,7 +230,7 @@ def test_grids_of_a_pyramid_grow_to_the_pixels(n):
     assert all(b / a == pytest.approx(4, rel=0.2) for a, b in zip(cells, cells[1:], strict=False))
 
 
-def test_an_interrupt_leaves_the_picture_as_it_was():
+def test_a_picture_is_not_written_to():
     y = noisy(drawing(24, 20))
     before = y.copy()
     denoise(y, lam=10.0, **QUIET)
