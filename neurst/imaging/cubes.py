@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from neurst.core.fit import Field, FitConfig, fit_field
 from neurst.core.lattice import Lattice
 from neurst.core.likelihood import Gaussian
-from neurst.core.nets import LowRank, Network, Spline, as_network
-from neurst.core.penalty import MixedTV, Penalty, SpaceVariantTV, as_penalty
+from neurst.core.nets import LowRank, Network, as_network
+from neurst.core.penalty import MixedTV, Penalty
 from neurst.core.samples import Samples
+from neurst.imaging.pixels import pixel_penalty, pixel_spline, prior_strength
 
 MAD_OF_NORMAL = 0.6745  # median |t| of a standard normal
 TAU_IN_NOISE = 2.5  # of `tau=None`
@@ -206,10 +207,10 @@ def demix(
     penalty
         Regulariser of the latent maps: a name of :data:`neurst.core.penalty.PENALTIES` or a penalty; :class:`MixedTV` (``"mixed"``) acts on the cube.
     network
-        Of the maps or of the cube. ``"auto"``: splines with a knot at each 1, 2, .., 32 pixels; for ``"mixed"`` a low-rank tensor.
+        Of the maps or of the cube. ``"auto"``: splines with a knot at each 1, 4, 16, .. pixels; for ``"mixed"`` a low-rank tensor.
     lam
-        Prior strength in nats, >= 0, of maps in units of the noise. ``"auto"``: ``c N (2 / (n - 1))``, N pixels, n the longest side, 2 / (n - 1)
-        a pixel in box units and c = 0.55; for ``"mixed"`` ``c N B (2 / (n - 1))^2`` with c = 0.5.
+        Prior strength in nats, >= 0, of maps in units of the noise. ``"auto"``: ``c N (2 / (n - 1))^k``, N pixels, n the longest side, 2 / (n - 1)
+        a pixel in box units, k the order of the penalty and c = 0.55; for ``"mixed"`` N and n are those of the cube and c = 0.5.
     rank
         Latent maps. ``"auto"``: components beyond the noise and 2 more, whose noise the penalty takes; at most half the bands.
     steps
@@ -243,7 +244,7 @@ def demix(
     (True, [[3, 4, 5]])
     """
     _check(cube, tau, sigma, lam, rank, steps)
-    penalty = _penalty(penalty)
+    penalty = pixel_penalty(penalty, cube.shape[:2])
     middle, scale = float(np.median(cube)), float(cube.std())
     if scale == 0:
         return Demixed(cube.copy(), np.zeros_like(cube))
@@ -267,22 +268,11 @@ def demix(
     return Demixed((clean * scale + middle).astype(cube.dtype), (sparse * scale).astype(cube.dtype))
 
 
-def _penalty(penalty: str | Penalty) -> Penalty:
-    return SpaceVariantTV(shared=True) if penalty == "space_variant" else as_penalty(penalty)
-
-
-def _pixel_spline(height: int, width: int) -> Spline:
-    n = max(height, width) - 1
-    cells = dict.fromkeys(max(1, round(n / step)) for step in (32, 16, 8, 4, 2, 1))
-    return Spline(cells=tuple(cells), sides=((height - 1) / n, (width - 1) / n))
-
-
 def _fit_maps(y, noise, sparse, rank, penalty, network, lam, steps, config, bar) -> np.ndarray:
     white = y / noise - sparse
     space = Subspace.of(white, rank)
     z = space.inward(white).reshape(-1, rank)  # (N, r)
     height, width = y.shape[:2]
-    n = max(height, width)
     config = dataclasses.replace(
         config,
         steps=200 if steps == "auto" else steps,
@@ -293,9 +283,9 @@ def _fit_maps(y, noise, sparse, rank, penalty, network, lam, steps, config, bar)
     field = _fit(
         z,
         Lattice.of_shape(height, width),
-        _pixel_spline(height, width) if network == "auto" else as_network(network),
+        pixel_spline((height, width)) if network == "auto" else as_network(network),
         penalty,
-        0.55 * len(z) * 2 / (n - 1) if lam == "auto" else lam,
+        prior_strength(0.55, (height, width), penalty.order) if lam == "auto" else lam,
         config,
         bar,
     )
@@ -305,7 +295,6 @@ def _fit_maps(y, noise, sparse, rank, penalty, network, lam, steps, config, bar)
 def _fit_cube(y, noise, sparse, rank, penalty, network, lam, steps, config, bar) -> np.ndarray:
     unit = np.float32(np.median(noise))
     values = (y - noise * sparse) / unit
-    pixel = 2 / (max(y.shape) - 1)
     config = dataclasses.replace(
         config,
         steps=800 if steps == "auto" else steps,
@@ -317,7 +306,7 @@ def _fit_cube(y, noise, sparse, rank, penalty, network, lam, steps, config, bar)
         Lattice.of_shape(*y.shape),
         LowRank(omega=20.0) if network == "auto" else as_network(network),
         penalty,
-        0.5 * values.size * pixel**2 if lam == "auto" else lam,
+        prior_strength(0.5, y.shape, penalty.order) if lam == "auto" else lam,
         config,
         bar,
     )

@@ -1,5 +1,6 @@
 """Pictures restored as fields."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 
 from neurst.core.lattice import Lattice
 from neurst.core.nets import Spline
-from neurst.core.penalty import HessianTV
+from neurst.core.penalty import TGV, HessianTV, score
 from neurst.imaging import denoise, fit_image, inpaint, upsample
 from neurst.imaging.metrics import psnr, rmse
-from neurst.imaging.restore import LamSearch, _plan, _pyramid, _search_strength
+from neurst.imaging.pixels import pixel, pixel_penalty, pixel_spline, prior_strength
+from neurst.imaging.plan import LamSearch, search_strength
+from neurst.imaging.restore import _plan
 
 QUIET = {"progress": False, "device": "cpu"}
 GIVEN = QUIET | {"lam": 120.0}  # where the choice of lam is not what is looked at
@@ -72,7 +75,7 @@ def test_the_choice_of_lam_does_not_see_the_range(scale, shift):
         _plan(a * y + b, None, None, "space_variant", "auto", "auto", 0, "cpu") for a, b in ((1.0, 0.0), (scale, shift))
     ]
     assert plans[1].sigma == pytest.approx(scale * plans[0].sigma)
-    strengths = [_search_strength(plan, LamSearch(), lambda *_: None) for plan in plans]
+    strengths = [search_strength(plan, LamSearch(), lambda *_: None) for plan in plans]
     assert abs(np.log(strengths[1] / strengths[0])) < np.log(LamSearch().ratio) / 2  # half a step of the grid
 
 
@@ -118,7 +121,7 @@ def test_the_strength_that_is_chosen_is_near_the_best_one():
     image = drawing()
     plan = _plan(noisy(image), None, 0.1, "space_variant", "auto", "auto", 0, "cpu")
     score = lambda s: psnr(plan.fit(plan.lam(s))(plan.samples.coords).numpy().reshape(image.shape), image)
-    chosen = score(_search_strength(plan, LamSearch(), lambda *_: None))
+    chosen = score(search_strength(plan, LamSearch(), lambda *_: None))
     assert chosen > max(score(s) for s in (0.2, 0.5, 1.0, 2.0, 4.0)) - 0.5
 
 
@@ -128,6 +131,30 @@ def test_a_large_picture_is_searched_on_its_centre():
     assert inner.shape == (26, 15)
     whole = plan.samples.values.reshape(50, 30)
     assert torch.equal(inner.samples.values.reshape(26, 15), whole[12:38, 7:22])
+
+
+@pytest.mark.parametrize("penalty", ["tgv", TGV(a1=2.0, a0=0.3)])
+def test_the_length_of_tgv_on_the_centre_is_the_same_in_pixels(penalty):
+    plan = _plan(noisy(drawing(50, 30)), None, 0.1, penalty, "auto", "auto", 0, "cpu")
+    inner = plan.window(400)
+    pixels = [p.penalty.a0 / p.penalty.a1 / pixel(p.shape) for p in (plan, inner)]
+    assert inner.shape != plan.shape
+    assert pixels[1] == pytest.approx(pixels[0])
+
+
+@pytest.mark.parametrize("name", ["isotropic", "hessian", "tgv"])
+def test_a_pattern_costs_each_pixel_the_same_in_a_picture_of_any_size(name):
+    def cost(side):
+        h, penalty = pixel((side, side)), pixel_penalty(name, (side, side))
+        slope = lambda u: torch.cat(
+            [torch.cos(u) * (0.5 / h), 0 * u], -1
+        )  # half of it, so that TGV sees both its terms
+        wave = lambda u: torch.cat([torch.sin(u), slope(u)], -1)[..., : penalty.channels(1, 2)]
+        axis = h * (torch.arange(0, side - 1, 0.25, dtype=torch.float64) - (side - 1) / 2)
+        mean = float(score(penalty, lambda x: wave(x[..., :1] * (1 / h)), Lattice((axis, axis))))
+        return prior_strength(1.0, (side, side), penalty.order) * mean / side**2
+
+    assert cost(101) == pytest.approx(cost(161), rel=0.02)
 
 
 @pytest.mark.parametrize("per", ["pixel", "entry"])
@@ -158,10 +185,10 @@ def test_a_large_picture_whose_centre_is_not_seen_is_searched_as_a_whole():
     search = LamSearch(max_pixels=300)
     assert plan.window(300).n_observed() == 0
     steps = []
-    assert np.isfinite(_search_strength(plan, search, lambda step, _: steps.append(step)))
+    assert np.isfinite(search_strength(plan, search, lambda step, _: steps.append(step)))
     assert len(steps) >= 3 * 20
     few = _plan(image, np.arange(image.size).reshape(image.shape) % 48 == 0, 0.0, "space_variant", "auto", 20, 0, "cpu")
-    assert _search_strength(few, search, lambda *_: None) == search.start
+    assert search_strength(few, search, lambda *_: None) == search.start
 
 
 def test_a_noise_of_none_is_none():
@@ -225,9 +252,10 @@ def test_every_penalty_takes_off_noise(penalty):
 
 @pytest.mark.parametrize("n", [4, 5, 17, 256, 1000])
 def test_grids_of_a_pyramid_grow_to_the_pixels(n):
-    cells = _pyramid(n - 1)
+    cells = pixel_spline((n, 4)).cells
     assert cells[-1] == n - 1
-    assert all(b / a == pytest.approx(4, rel=0.2) for a, b in zip(cells, cells[1:], strict=False))
+    assert min(cells) >= min(4, n - 1)
+    assert all(b / a == pytest.approx(4, rel=0.2) for a, b in itertools.pairwise(cells))
 
 
 def test_a_picture_is_not_written_to():
