@@ -1,7 +1,7 @@
 """Pictures, cubes and points: the fields with their defaults, and what else one could use.
 
-``NEURST_DATA=folder python benchmarks/imaging.py [denoise] [inpaint] [mixed] [points] [surface] [edges] [time]`` reads ``images``, ``hsi`` and
-``points`` of that folder and writes the tables named (all if none is) of docs/benchmarks.md. The classical methods have their parameters
+``NEURST_DATA=folder python benchmarks/imaging.py [denoise] [inpaint] [mixed] [points] [surface] [edges] [networks] [time] [progress]`` reads ``images``,
+``hsi`` and ``points`` of that folder and writes the tables named (all if none is) of docs/benchmarks.md. The classical methods have their parameters
 chosen by an oracle that sees the truth of the same case; the fields do not. The classical methods of a case share a process; every field has one of its
 own, so that its peak memory can be told.
 
@@ -19,9 +19,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import imaging_baselines as classical
 import imaging_data as data
@@ -37,11 +40,43 @@ def memory() -> float:
 # The only calls of neurst's fits, one function each.
 
 
-def field_denoise(noisy: NDArray, *, penalty: str = "space_variant", lam: float | str = "auto") -> NDArray:
+def field_denoise(noisy: NDArray, **options) -> NDArray:
     """A picture without its noise, the level of which is not told."""
     from neurst.imaging import denoise
 
-    return denoise(noisy, penalty=penalty, lam=lam, progress=False)
+    return denoise(noisy, progress=False, **options)
+
+
+class Fit(NamedTuple):
+    """One of the fits of a call: when it was done, of what plan, at what prior strength, and its field."""
+
+    seconds: float
+    plan: Any
+    lam: float
+    field: Any
+
+
+@contextmanager
+def watched() -> Iterator[list[Fit]]:
+    """The fits of pictures that are done inside, in their order."""
+    from neurst.imaging.plan import Plan
+
+    found, fit, begin = [], Plan.fit, time.perf_counter()
+
+    def watching(plan: Plan, lam: float, on_step: Callable | None = None) -> Any:
+        field = fit(plan, lam, on_step)
+        found.append(Fit(time.perf_counter() - begin, plan, lam, field))
+        return field
+
+    with patch.object(Plan, "fit", watching):
+        yield found
+
+
+def field_denoise_lam_of_spline(noisy: NDArray, **options) -> NDArray:
+    """The same by another network, at the prior strength that the default one chooses for itself."""
+    with watched() as fits:
+        field_denoise(noisy)
+    return field_denoise(noisy, lam=fits[-1].lam, **options)
 
 
 def field_inpaint(
@@ -76,6 +111,9 @@ def field_surface(points: NDArray) -> dict:
     return {"vertices": vertices, "faces": faces, "points": surface.project(points)}
 
 
+SLOW_STEPS = 400  # of networks that are read point by point
+
+
 @dataclass(frozen=True)
 class Task:
     """A table: its cases, and the methods by the name of their column."""
@@ -89,6 +127,10 @@ class Task:
 
 def _denoise(**options) -> Callable:
     return lambda noisy, sigma: field_denoise(noisy, **options)
+
+
+def _denoise_lam_of_spline(**options) -> Callable:
+    return lambda noisy, sigma: field_denoise_lam_of_spline(noisy, **options)
 
 
 def _inpaint(**options) -> Callable:
@@ -180,6 +222,20 @@ TASKS = {
         "A drawn picture of 192 x 192 (discs, a ramp, a wedge, a line 1.5 pixels wide) with Gaussian noise of 0.1: PSNR in dB, and the root mean squared error "
         "within 3 pixels of edges, on the ramp and elsewhere. TV and TGV have the best weight for it, BM3D is told the noise level.",
     ),
+    "networks": Task(
+        data.networks_names,
+        data.networks_case,
+        {},
+        {
+            "spline": _denoise(),
+            "low rank": _denoise(network="lowrank"),
+            "sines": _denoise_lam_of_spline(network="siren", steps=SLOW_STEPS),
+            "Fourier features": _denoise_lam_of_spline(network="fourier", steps=SLOW_STEPS),
+        },
+        f"The middle 96 x 96 pixels of four colour pictures with Gaussian noise of 0.1, by networks of the core under the default penalty. Spline: the default, 80 steps a fit. "
+        f"Low rank: 96 sine factors along each axis, 1,000 steps a fit. Both choose lam by their own search, in 3 to 5 fits. Sines: 3 layers of 256, omega 30, and Fourier features: 256 frequencies of "
+        f"standard deviation 24, 2 layers of 256; both are read point by point, take {SLOW_STEPS} steps of 4,096 pixels and are given the lam of the spline, whose choice is in their seconds.",
+    ),
 }
 NEEDS = {
     "BM3D": "bm3d",
@@ -241,7 +297,7 @@ def baselines_of(task: str, name: str, cache: Cache) -> dict:
     missing = [m for m in runnable if m not in known]
     if missing:
         cache.add(task, name, in_own_process(task, name, *missing))
-    return {m: s for m, s in cache.read()[task][name].items() if m in runnable}
+    return {m: s for m, s in cache.read().get(task, {}).get(name, {}).items() if m in runnable}
 
 
 def fields_of(task: str, name: str) -> dict:
@@ -259,9 +315,9 @@ def cost(found: dict, method: str = "neurst") -> str:
     return f"{found[method]['seconds']:.0f} | {found[method]['peak']:.2f}"
 
 
-def means(rows: dict[str, dict], groups: dict[str, list[str]]) -> dict[str, dict]:
-    """Mean PSNR of each method over each group of cases."""
-    of = lambda names, m: {"psnr": float(np.mean([rows[name][m]["psnr"] for name in names]))}
+def means(rows: dict[str, dict], groups: dict[str, list[str]], keys: tuple[str, ...] = ("psnr",)) -> dict[str, dict]:
+    """Mean scores of each method over each group of cases."""
+    of = lambda names, m: {key: float(np.mean([rows[name][m][key] for name in names])) for key in keys}
     return {f"**{title}**": {m: of(names, m) for m in rows[names[0]]} for title, names in groups.items() if names}
 
 
@@ -306,6 +362,7 @@ SHOWN = {
     "mixed": {"psnr": ".2f", "ssim": ".3f", "sam": ".2f"},
     "points": {"psnr": ".2f", "observed": ".2f", "others": ".2f"},
     "surface": dict.fromkeys(("projected", "accuracy", "completeness", "distance", "chamfer"), ".2f"),
+    "networks": {"psnr": ".2f", "ssim": ".3f"},
     "edges": {"psnr": ".2f", "edges": ".4f", "ramp": ".4f", "elsewhere": ".4f"},
 }
 SECONDS = " Seconds are those of one run at the parameters shown to be best, the search for them not counted; those of neurst include all of its choices."
@@ -319,8 +376,10 @@ def table(task: str, cache: Cache) -> None:
     for name in TASKS[task].names():
         rows[name] = baselines_of(task, name, cache) | fields_of(task, name)
         say(task, name, rows[name])
-    lines = tall(rows, SHOWN[task]) if task in SHOWN else wide(rows, groups_of(task))
-    write(f"imaging-{task}", __file__, TASKS[task].setting + SECONDS * (task in SHOWN), lines)
+    average = means(rows, {"mean": [*rows]}, (*SHOWN[task], "seconds", "peak")) if task == "networks" else {}
+    lines = tall(rows | average, SHOWN[task]) if task in SHOWN else wide(rows, groups_of(task))
+    searched = bool(TASKS[task].baselines) and task in SHOWN
+    write(f"imaging-{task}", __file__, TASKS[task].setting + SECONDS * searched, lines)
 
 
 COSTS = {
@@ -341,23 +400,77 @@ def time_table() -> None:
     write("imaging-time", __file__, "Defaults, the choice of lam and of the noise level included.", lines)
 
 
+PROGRESS = ("Set5/baby_GT 0.1", "Set5/butterfly_GT 0.1")
+NEAR = 0.3  # dB
+
+
+class Moment(NamedTuple):
+    """What a call holds at a time."""
+
+    what: str
+    seconds: float
+    psnr: float
+
+
+def moments(name: str) -> list[Moment]:
+    """The default call after each of its fits: in the search, the field with the least error at the pixels held out."""
+    case = data.denoise_case(name)
+    noisy, score = case.given["noisy"], lambda image: case.score(image)["psnr"]
+    field_denoise(noisy[:32, :32])  # imports
+    with watched() as fits:
+        begin = time.perf_counter()
+        answer = field_denoise(noisy)
+        seconds = time.perf_counter() - begin
+    found, least = [Moment("the noisy picture", 0.0, score(noisy))], np.inf
+    for k, fit in enumerate(fits[:-1], 1):
+        samples = fit.plan.samples
+        image, held = fit.field(samples.coords), samples.weight == 0
+        error = float((image - samples.values)[held].square().mean())
+        best = score(image.numpy().reshape(noisy.shape)) if error < least else found[-1].psnr
+        least = min(least, error)
+        found.append(Moment(f"fit {k} of the search", fit.seconds, best))
+    return [*found, Moment("the answer", seconds, score(answer))]
+
+
+def progress_table() -> None:
+    """How good the default call is on its way."""
+    from tables import write
+
+    lines, near = ["| case | after | seconds | PSNR |", "|---" * 4 + "|"], []
+    for name in PROGRESS:
+        found = moments(name)
+        lines += [f"| {name} | {m.what} | {m.seconds:.1f} | {m.psnr:.2f} |" for m in found]
+        near.append(next(m.seconds for m in found if m.psnr > found[-1].psnr - NEAR))
+        print(*lines[-len(found) :], sep="\n", flush=True)
+    write(
+        "imaging-progress",
+        __file__,
+        "The default call of `denoise` on colour pictures of 256 x 256, noise level and lam chosen on the way,: PSNR in dB of the best field so far, by the pixels that "
+        f"the search holds out. From {' and '.join(f'{s:.1f}' for s in near)} seconds on it is within {NEAR} dB of the answer.",
+        lines,
+    )
+
+
+COST_TABLES = {"time": time_table, "progress": progress_table}
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "tables", nargs="*", metavar="table", help=f"of {', '.join([*TASKS, 'time'])}; all if none is named"
+        "tables", nargs="*", metavar="table", help=f"of {', '.join([*TASKS, *COST_TABLES])}; all if none is named"
     )
     parser.add_argument("--cache", metavar="FOLDER")
     parser.add_argument("--baselines", action="store_true")
     asked = parser.parse_args()
-    unknown = set(asked.tables) - {*TASKS, "time"}
+    unknown = set(asked.tables) - {*TASKS, *COST_TABLES}
     if unknown:
         parser.error(f"no such table: {', '.join(unknown)}")
     classical.check()
     cache = Cache(asked.cache)
-    for task in asked.tables or [*TASKS, "time"]:
-        if task == "time":
-            time_table() if not asked.baselines else None
+    for task in asked.tables or [*TASKS, *COST_TABLES]:
+        if task in COST_TABLES:
+            COST_TABLES[task]() if not asked.baselines else None
         elif asked.baselines:
             for name in TASKS[task].names():
                 say(task, name, baselines_of(task, name, cache))

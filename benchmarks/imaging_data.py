@@ -46,10 +46,10 @@ def archive(name: str) -> dict[str, NDArray]:
         return {key: file[key] for key in file.files}
 
 
-def crop(image: NDArray) -> NDArray:
+def crop(image: NDArray, side: int = SIDE) -> NDArray:
     """The middle of a picture."""
-    top, left = (max(0, (n - SIDE) // 2) for n in image.shape[:2])
-    return image[top : top + SIDE, left : left + SIDE]
+    top, left = (max(0, (n - side) // 2) for n in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def pictures(colour: bool) -> list[str]:
@@ -96,6 +96,18 @@ def denoise_case(name: str) -> Case:
             raise ValueError(f"the noisy plane has {found:.2f} dB, not the 20.01 dB of its source: another file?")
     else:
         noisy = truth + sigma * np.random.default_rng(0).normal(size=truth.shape)
+    return Case({"noisy": noisy, "sigma": sigma}, _picture_score(truth), truth)
+
+
+def networks_names() -> list[str]:
+    """Pictures that stand in no other table: choices may be looked at on them."""
+    return [f"Set14/{name}" for name in ("barbara", "comic", "flowers", "monarch")]
+
+
+def networks_case(name: str, side: int = 96, sigma: float = 0.1) -> Case:
+    """The middle of a picture with Gaussian noise."""
+    truth = crop(io.imread(_root() / "images" / f"{name}.png") / 255, side)
+    noisy = truth + sigma * np.random.default_rng(0).normal(size=truth.shape)
     return Case({"noisy": noisy, "sigma": sigma}, _picture_score(truth), truth)
 
 

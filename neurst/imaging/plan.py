@@ -19,6 +19,7 @@ from neurst.core.search import climb
 from neurst.imaging.pixels import on_part, pixel_spline, prior_strength
 
 NOISE_FREE = 0.02  # of the picture's standard deviation: what the data term takes as noise where there is none
+LEARNING_RATE = {Spline: 0.1, Fourier: 3e-3}  # 1e-3 of others
 
 
 @dataclass(frozen=True)
@@ -129,27 +130,27 @@ def sized(network: Network | str, shape: tuple[int, ...]) -> Network:
         return pixel_spline(shape)
     named = {
         "siren": Siren(width=256, depth=3, omega=30.0),
-        "fourier": Fourier(width=256, n_features=256, scale=n / 8),
+        "fourier": Fourier(width=256, n_features=256, scale=n / 4),
         "lowrank": LowRank(rank=min(n, 128), width=256, omega=n / 4),
     }
     return named.get(network) or as_network(network)
 
 
 def fit_settings(
-    network: Network | str, n: int, slow: bool, steps: int | str, random_state: int, device: str
+    network: Network | str, shape: tuple[int, ...], slow: bool, steps: int | str, random_state: int, device: str
 ) -> FitConfig:
     """Numbers of a fit, from the kind of network and whether it is slow: gaps take longer to close than noise to go, and slopes to settle."""
-    spline = network in ("auto", "spline") or isinstance(network, Spline)
-    tucker = spline or network == "lowrank" or isinstance(network, LowRank)
+    kind, n = type(sized(network, shape)), math.prod(shape)
+    at_once = kind in (Spline, LowRank)  # a lattice costs them less than its points one by one
     if steps == "auto":
-        steps = (240 if slow else 80) if spline else 1000
-    batch = min(n, 2**18 if tucker else 2**13)
+        steps = (240 if slow else 80) if kind is Spline else 1000
+    batch = min(n, 2**18 if at_once else 2**12)
     return FitConfig(
         steps=steps,
-        learning_rate=0.1 if spline else 1e-3,
+        learning_rate=LEARNING_RATE.get(kind, 1e-3),
         batch_points=batch,
-        n_regularisation=batch if tucker else 2**11,
-        refresh_every=max(1, min(16, steps // 5) if spline else steps // 5),
+        n_regularisation=batch if at_once else 2**10,
+        refresh_every=max(1, min(16, steps // 5) if kind is Spline else steps // 5),
         random_state=random_state,
         device=device,
     )

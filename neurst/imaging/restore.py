@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from neurst.core.fit import Field
 from neurst.core.lattice import Lattice
-from neurst.core.nets import Network, as_network
+from neurst.core.nets import Network
 from neurst.core.penalty import TGV, Penalty
 from neurst.imaging.convert import as_image, as_mask, to_samples
 from neurst.imaging.pixels import pixel_penalty
@@ -135,9 +135,7 @@ def _plan(
         sigma = _noise_level(image) if mask is None else 0.0
     penalty = pixel_penalty(penalty, image.shape[:2])
     slow = mask is not None or penalty.order > 1 or isinstance(penalty, TGV)
-    config = fit_settings(network, math.prod(image.shape[:2]), slow, steps, random_state, device)
-    if isinstance(network, str) and network != "auto":
-        as_network(network)
+    config = fit_settings(network, image.shape[:2], slow, steps, random_state, device)
     return Plan(to_samples(image, mask), sigma, penalty, network, config)
 
 

@@ -184,6 +184,12 @@ def test_neurtv_on_the_maps_beats_none(case):
     assert rmse(found.clean, clean) < 0.7 * rmse(quiet(cube, lam=0.0).clean, clean)
 
 
+@pytest.mark.parametrize("penalty", ["hessian", "tgv"])
+def test_lam_follows_the_order_of_the_penalty_and_its_lengths(case, penalty):
+    clean, cube, *_ = case
+    assert rmse(quiet(cube, penalty=penalty).clean, clean) < 0.8 * rmse(quiet(cube, lam=0.0).clean, clean)
+
+
 def test_neursstv_serves_as_well():
     clean, cube, *_ = mixed_noise()
     found = quiet(cube, penalty="mixed", steps=150)
