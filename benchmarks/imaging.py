@@ -445,7 +445,7 @@ def progress_table() -> None:
     write(
         "imaging-progress",
         __file__,
-        "The default call of `denoise` on colour pictures of 256 x 256, noise level and lam chosen on the way,: PSNR in dB of the best field so far, by the pixels that "
+        "The default call of `denoise` on colour pictures of 256 x 256, noise level and lam chosen on the way: PSNR in dB of the best field so far, by the pixels that "
         f"the search holds out. From {' and '.join(f'{s:.1f}' for s in near)} seconds on it is within {NEAR} dB of the answer.",
         lines,
     )
