@@ -87,11 +87,12 @@ def fit_image(
     Examples
     --------
     >>> import numpy as np
+    >>> import torch
     >>> import neurst
     >>> ramp = np.linspace(0, 1, 24)[:, None] * np.ones((1, 20))
-    >>> field = neurst.imaging.fit_image(ramp, sigma=0.0, lam=1.0, progress=False)
+    >>> field = neurst.imaging.fit_image(ramp, sigma=0.0, lam=1.0, steps=200, progress=False)
     >>> slope = field.jacobian(torch.tensor([[11.5, 9.0]]))[0, 0]
-    >>> [round(float(s), 2) for s in slope]
+    >>> [round(abs(float(s)), 2) for s in slope]
     [0.04, 0.0]
     """
     plan = _plan(image, mask, sigma, penalty, network, steps, random_state, device)
