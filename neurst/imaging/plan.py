@@ -139,7 +139,7 @@ def sized(network: Network | str, shape: tuple[int, ...]) -> Network:
 def fit_settings(
     network: Network | str, shape: tuple[int, ...], slow: bool, steps: int | str, random_state: int, device: str
 ) -> FitConfig:
-    """Numbers of a fit, from the kind of network and whether it is slow: gaps take longer to close than noise to go, and slopes to settle."""
+    """Numbers of a fit, from the kind of network and whether it is slow: gaps take longer to close than noise to go, exact values to be met and slopes to settle."""
     kind, n = type(sized(network, shape)), math.prod(shape)
     at_once = kind in (Spline, LowRank)  # a lattice costs them less than its points one by one
     if steps == "auto":

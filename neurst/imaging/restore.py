@@ -90,7 +90,7 @@ def fit_image(
     >>> import torch
     >>> import neurst
     >>> ramp = np.linspace(0, 1, 24)[:, None] * np.ones((1, 20))
-    >>> field = neurst.imaging.fit_image(ramp, sigma=0.0, lam=1.0, steps=200, progress=False)
+    >>> field = neurst.imaging.fit_image(ramp, sigma=0.0, lam=1.0, progress=False)
     >>> slope = field.jacobian(torch.tensor([[11.5, 9.0]]))[0, 0]
     >>> [round(abs(float(s)), 2) for s in slope]
     [0.04, 0.0]
@@ -135,7 +135,7 @@ def _plan(
     if sigma is None:
         sigma = _noise_level(image) if mask is None else 0.0
     penalty = pixel_penalty(penalty, image.shape[:2])
-    slow = mask is not None or penalty.order > 1 or isinstance(penalty, TGV)
+    slow = mask is not None or sigma == 0 or penalty.order > 1 or isinstance(penalty, TGV)
     config = fit_settings(network, image.shape[:2], slow, steps, random_state, device)
     return Plan(to_samples(image, mask), sigma, penalty, network, config)
 

@@ -228,6 +228,12 @@ def test_a_field_is_read_in_rows_and_columns_and_its_slopes_are_per_pixel():
     np.testing.assert_allclose(field.hessian(x)[:, 0, :, 0], numeric[:, 0], atol=1e-3)
 
 
+def test_slopes_of_a_picture_without_noise_settle_in_the_steps_of_the_default():
+    field = fit_image(np.linspace(0, 1, 24)[:, None] * np.ones((1, 20)), sigma=0.0, lam=1.0, **QUIET)
+    slopes = field.jacobian(torch.tensor([[11.5, 9.0], [5.2, 7.7]]))[:, 0]
+    np.testing.assert_allclose(slopes, [[1 / 23, 0.0]] * 2, atol=1e-3)
+
+
 def test_answers_do_not_depend_on_how_many_rows_are_read_at_a_time():
     field = fit_image(noisy(drawing(24, 20)), lam=100.0, **QUIET)
     whole = field(Lattice.of_shape(24, 20)).reshape(24, 20)
