@@ -28,7 +28,8 @@ class LamSearch:
 
     From `start` the search goes to the stronger neighbour, and on in the direction in which the score rises until it falls. The
     choice is the vertex of the parabola through the best strength and its neighbours in log lam. Every fit starts anew: a field that
-    goes on from another strength keeps its components, and misleads.
+    goes on from another strength keeps its components, and misleads. Short fits hold themselves back, and see fewer spots: the final
+    ones want more of a prior, and too little of it does more harm than too much, so they take `stretch` times the choice.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class LamSearch:
         First strength in nats, and the factor between neighbours.
     reach
         Most neighbours looked at in one direction.
+    stretch
+        Strength of the final fits over that at which short ones score best.
     steps, learning_rate
         Of the short fits; 0.4 times the steps of a final fit if None.
     fraction
@@ -47,6 +50,7 @@ class LamSearch:
     start: float = 400.0
     ratio: float = 3.0
     reach: int = 4
+    stretch: float = 1.5
     steps: int | None = None
     learning_rate: float = 5e-3
     fraction: float = 0.2
@@ -172,12 +176,12 @@ def hold_out(
     lams, tried, best = [], [], []
     for k, penalty in enumerate(model.penalties):
         trials = _Trials(model, penalty, few, hidden, box, search, directions, on_step)
-        chosen, scores = (
-            climb(trials, start=search.start, ratio=search.ratio, reach=search.reach)
-            if lam == "auto"
-            else (lam, {lam: trials(lam)})
-        )
-        lams.append(chosen)
+        if lam == "auto":
+            chosen, scores = climb(trials, start=search.start, ratio=search.ratio, reach=search.reach)
+            lams.append(search.stretch * chosen)
+        else:
+            lams.append(lam)
+            scores = {lam: trials(lam)}
         tried += [(k, strength, found) for strength, found in scores.items()]
         best.append(trials.fits[max(scores, key=scores.get)])
     fits = [completed(found, train, genes) for found in best]
