@@ -224,13 +224,14 @@ def test_starting_directions_are_singular_vectors_of_pearson_residuals(make, con
     [
         (200, 13, 512),  # that is all of them
         (16_384, 13, 512),
-        (16 * 16_384, 13, 8 * 512),
-        (178_180, 73, 3066),
+        (16_416, 13, 513),  # a 32nd
+        (178_180, 73, 5568),
+        (400_000, 13, 8192),
         (16_384, 10_000, 400),  # 4 million values
         (3639, 15_928, 251 + 5),  # never fewer than 256
     ],
 )
-def test_spots_of_a_step_grow_with_the_three_quarter_power_within_limits(n_spots, n_genes, expected):
+def test_a_step_takes_a_32nd_of_the_spots_within_limits(n_spots, n_genes, expected):
     assert batch_points(n_spots, n_genes) == expected
 
 
