@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from neurst import tl
 from neurst.core.nets import Siren
-from neurst.spatial import slots
+from neurst.spatial import kriging, slots
 from neurst.spatial.baselines import BASELINES, MEANS, kernel_cv
 from neurst.spatial.choice import LamSearch
 from neurst.spatial.fitting import fit_expression
@@ -215,7 +215,7 @@ def test_bad_options_are_refused_in_words_before_any_work(no_training, options, 
 
 
 def test_too_many_spots_for_kriging_are_refused_before_a_fit(no_training, monkeypatch):
-    monkeypatch.setattr(tl._holdout.methods, "MOST_SPOTS", 30)
+    monkeypatch.setattr(kriging, "MOST_SPOTS", 30)
     with pytest.raises(ValueError, match="expected at most 30; leave it out"):
         scored(section(radius=6), baselines=["kriging"])
 

@@ -15,16 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array, issparse
 
 from neurst.spatial.holdout import Counts, dense, loss_per_gene, poisson_deviance, squared_error
+from neurst.spatial.kriging import RANK, kriged
 from neurst.spatial.problem import moments
 from neurst.spatial.tissue import geometry, kd_tree
 
 QUERIES = 2048  # most queries whose kernel weights are held at once
-MOST_SPOTS = 4500  # of a method that builds an N x N matrix
 BANDWIDTHS = (0.5, 0.8, 1.2, 1.8, 2.5, 4)  # of kernels, in pitches
 PRIORS = (0.05, 0.5, 2, 8)  # of kernels, in median library sizes
-LENGTHS = (3, 6, 10, 16, 28, 50)  # of kriging, in pitches
-NOISES = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # of kriging, variance over that of the signal
-RANK = 30  # components that are kriged
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of Smoother's spatial loss
 
 
@@ -169,84 +166,10 @@ def _weights(tree, query: NDArray, bandwidth: float) -> csr_array:
     return csr_array((weight, (near["i"], near["j"])), shape=(len(query), tree.n))
 
 
-def kriging(x: ArrayLike, z: ArrayLike, query: ArrayLike, lengths: Iterable[float]) -> NDArray:
-    r"""Kriging of each column of `z`: the posterior mean :math:`k_q (K + \eta I)^{-1} z` of a Gaussian process.
-
-    .. math::
-        K_{ij} = (1 + r)\, e^{-r}, \quad r = \sqrt3\, |x_i - x_j| / \ell, \qquad
-        \min_{\ell, \eta} \; N \log \tfrac1N z^\top (K + \eta I)^{-1} z + \log \det (K + \eta I)
-
-    a Matern-3/2 kernel whose length and noise have the largest marginal likelihood, the variance being profiled out.
-
-    Parameters
-    ----------
-    x, query
-        (N, d) spots and (M, d) points.
-    z
-        (N, C) columns of mean about 0.
-    lengths
-        Candidates for the length, in the units of the coordinates; those for the noise are :data:`NOISES`.
-
-    Returns
-    -------
-    (M, C) predictions.
-
-    Raises
-    ------
-    ValueError
-        If there are more than 4,500 spots: K is N x N.
-
-    Examples
-    --------
-    >>> x = np.linspace(0, 6, 40)[:, None]
-    >>> kriging(x, np.sin(x), [[1.0], [2.5]], lengths=[1, 3]).round(2)
-    array([[0.84],
-           [0.6 ]])
-    """
-    from scipy.linalg import eigh
-    from scipy.spatial.distance import cdist
-
-    x, z, query = (np.asarray(a, float) for a in (x, z, query))
-    _check_spots(len(x))
-    among, across = cdist(x, x), cdist(query, x)
-    best, out = np.full(z.shape[1], np.inf), np.zeros((len(query), z.shape[1]))
-    for length in lengths:
-        w, u = eigh(_matern(among, length))  # one decomposition serves every noise and column
-        p, variance = u.T @ z, np.maximum(w, 0) + np.reshape(NOISES, (-1, 1))  # (N, C), (noises, N)
-        loss = np.stack([len(x) * np.log((p**2 / v[:, None]).mean(0)) + np.log(v).sum() for v in variance])
-        better = loss.min(0) < best
-        best = np.minimum(best, loss.min(0))
-        chosen = variance[loss.argmin(0)[better]].T
-        out[:, better] = _matern(across, length) @ (u @ (p[:, better] / chosen))
-    return out
-
-
-def _matern(distance: NDArray, length: float) -> NDArray:
-    r = np.sqrt(3) * distance / length
-    return (1 + r) * np.exp(-r)
-
-
-def _check_spots(n: int) -> None:
-    if n > MOST_SPOTS:
-        msg = (
-            f"kriging needs a matrix of spots x spots, and there are {n:,} to learn from: expected at most {MOST_SPOTS:,}; leave it "
-            "out, e.g. `baselines=('nearest', 'kernel')`, or take part of the section"
-        )
-        raise ValueError(msg)
-
-
-def _kriged(x: ArrayLike, z: NDArray, query: ArrayLike, rank: int) -> NDArray:
-    """(M, G) kriging of the leading principal components of `z` (N, G)."""
-    _check_spots(len(x))
-    u, s, vt = np.linalg.svd(z, full_matrices=False)
-    r = max(1, min(rank, len(s) - 1))
-    return kriging(x, u[:, :r] * s[:r], query, _pitch(x) * np.array(LENGTHS)) @ vt[:r]
-
-
 def kriging_rate(
     x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, query_size: ArrayLike, *, rank: int = RANK
 ) -> NDArray:
-    r"""Rates by :func:`kriging` of the leading components of Pearson residuals :cite:p:`Lause2021`.
+    r"""Rates by :func:`neurst.spatial.kriging.kriging` of the leading components of Pearson residuals :cite:p:`Lause2021`.
 
     .. math::
         z_{ig} = (y_{ig} - s_i p_g) / \sqrt{s_i p_g}, \qquad p_g (1 + \hat z_{qg} / \sqrt{s_q p_g})
@@ -281,14 +204,14 @@ def kriging_rate(
     size, query_size, null = np.reshape(size, (-1, 1)), np.reshape(query_size, (-1, 1)), _null_rate(counts, size)
     seen = null > 0
     mean, rate = size * null[seen], null[seen]
-    z = _kriged(x, (dense(counts)[:, seen] - mean) / np.sqrt(mean), query, rank)
+    z = kriged(x, (dense(counts)[:, seen] - mean) / np.sqrt(mean), query, rank, pitch=_pitch(x))
     out = np.zeros((len(z), len(null)))
     out[:, seen] = np.maximum(rate * (1 + z / np.sqrt(query_size * rate)), 0.05 * rate)
     return out
 
 
 def kriging_rate_log(x: ArrayLike, counts: Counts, size: ArrayLike, query: ArrayLike, *, rank: int = RANK) -> NDArray:
-    r"""Rates by :func:`kriging` of the leading components of log1p-normalised counts.
+    r"""Rates by :func:`neurst.spatial.kriging.kriging` of the leading components of log1p-normalised counts.
 
     Parameters
     ----------
@@ -312,7 +235,7 @@ def kriging_rate_log(x: ArrayLike, counts: Counts, size: ArrayLike, query: Array
     """
     logs = dense(log_normalised(counts, size))
     mean = logs.mean(0)
-    return rate_of_logs(_kriged(x, logs - mean, query, rank) + mean, _null_rate(counts, size))
+    return rate_of_logs(kriged(x, logs - mean, query, rank, pitch=_pitch(x)) + mean, _null_rate(counts, size))
 
 
 def log_normalised(counts: Counts, size: ArrayLike) -> Counts:
@@ -436,7 +359,7 @@ def kernel_mean(x: ArrayLike, values: Counts, query: ArrayLike, *, random_state:
 
 
 def kriging_mean(x: ArrayLike, values: Counts, query: ArrayLike, *, rank: int = RANK) -> NDArray:
-    """Means by :func:`kriging` of the leading components of normalised values, every gene scaled to unit variance.
+    """Means by :func:`neurst.spatial.kriging.kriging` of the leading components of normalised values, every gene scaled to unit variance.
 
     Parameters
     ----------
@@ -457,7 +380,7 @@ def kriging_mean(x: ArrayLike, values: Counts, query: ArrayLike, *, rank: int = 
     (7, 5)
     """
     mean, sd = _scale(values)
-    return _kriged(x, (dense(values) - mean) / sd, query, rank) * sd + mean
+    return kriged(x, (dense(values) - mean) / sd, query, rank, pitch=_pitch(x)) * sd + mean
 
 
 def _mean_by(methods: Iterable[Callable], priors: ArrayLike, x, values: Counts, query, seed: int) -> NDArray:

@@ -7,13 +7,13 @@ from heldout import spots as some_spots
 from real import load, needs_data
 
 from neurst.spatial import baselines
+from neurst.spatial import kriging as kriging_module
 from neurst.spatial.baselines import (
     BASELINES,
     MEANS,
     kernel_cv,
     kernel_mean,
     kernel_rate,
-    kriging,
     kriging_mean,
     kriging_rate,
     kriging_rate_log,
@@ -24,6 +24,7 @@ from neurst.spatial.baselines import (
     rate_of_logs,
 )
 from neurst.spatial.holdout import deviance_explained, split, variance_explained
+from neurst.spatial.kriging import kriging
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def slow_kriging(x, z, query, length, noise):
 
 
 def test_kriging_is_the_posterior_mean_under_the_most_likely_length_and_noise(monkeypatch):
-    monkeypatch.setattr(baselines, "NOISES", (0.01, 0.3, 10))
+    monkeypatch.setattr(kriging_module, "NOISES", (0.01, 0.3, 10))
     rng = np.random.default_rng(0)
     x, query = rng.random((31, 2)) * 8, rng.random((5, 2)) * 8
     z = np.column_stack([np.sin(x[:, 0]), np.sin(3 * x[:, 1]) + rng.normal(size=31), rng.normal(size=31)])
@@ -147,7 +148,7 @@ def test_kriging_is_the_posterior_mean_under_the_most_likely_length_and_noise(mo
 
 
 def test_kriging_of_many_spots_is_refused_before_a_matrix_is_built(monkeypatch):
-    monkeypatch.setattr(baselines, "MOST_SPOTS", 66)
+    monkeypatch.setattr(kriging_module, "MOST_SPOTS", 66)
     x, counts, size, query = some_spots()
     words = r"there are 67 to learn from: expected at most 66; leave it out, e.g. `baselines=\('nearest', 'kernel'\)`"
     for refused in (
