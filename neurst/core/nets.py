@@ -254,12 +254,14 @@ class _SplineGrid(nn.Module):
 
     def forward(self, x):  # (N, d) -> (N, C)
         cell, inside = self._locate(x, self.cells, self.sides)
-        weights = _cubic_basis(inside[..., :1])
-        for i in range(1, cell.shape[-1]):
-            outer = torch.unsqueeze(weights, -1) * torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -2)
-            weights = torch.flatten(outer, -2)
         rows = (cell * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
-        return torch.einsum("...nk,nkc->...nc", weights, self.coefficients[rows])
+        # one axis at a time, so that no product of bases is as wide as 4^d
+        around = self.coefficients[rows].unflatten(1, (4, -1)).flatten(2)  # (N, 4, 4^(d-1) C)
+        out = torch.einsum("...nk,nkc->...nc", _cubic_basis(inside[..., :1]), around)
+        for i in range(1, cell.shape[-1]):
+            basis = torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -1)
+            out = torch.sum(torch.unflatten(out, -1, (4, -1)) * basis, -2)
+        return out
 
     def tensor(self) -> Tensor:  # -> (cells_1 + 3, ..., cells_d + 3, C)
         return self.coefficients.unflatten(0, self.sizes)

@@ -332,10 +332,10 @@ def _hessian_norm(f: Jet) -> Tensor:  # -> (N, C)
 
 @dataclass(frozen=True)
 class Eikonal(Penalty):
-    r"""What makes a field a signed distance: mean of :math:`\sum_c (\|\nabla f_c\|_2 - 1)^2 + b\,\|\nabla^2 f_c\|_F` :cite:p:`Gropp2020`.
+    r"""What makes a field a signed distance: mean of :math:`\sum_c (\|\nabla f_c\|_2 - 1)^2 + (b\,\|\nabla^2 f_c\|_F)^2` :cite:p:`Gropp2020`.
 
-    Where :math:`\|\nabla f\| = 1` the gradient is the normal of the level sets and the Hessian is its Jacobian: the second term is the
-    total variation of the normals, small on flat pieces that meet in creases. Not homogeneous: it fixes the scale of f.
+    Where :math:`\|\nabla f\| = 1` the gradient is the normal of the level sets and the Hessian is its Jacobian: the second term is their
+    bending energy, the sum of the squared principal curvatures. Not homogeneous: it fixes the scale of f.
 
     Parameters
     ----------
@@ -343,7 +343,7 @@ class Eikonal(Penalty):
         b >= 0, a length in box units.
     """
 
-    bend: float = 0.002
+    bend: float = 0.05
     order: ClassVar[int] = 2
 
     def __post_init__(self):
@@ -356,7 +356,7 @@ class Eikonal(Penalty):
 
     def __call__(self, f: Jet) -> Tensor:
         slope = _norm(f.derivative(1)[: _axes(f)], dim=0)
-        return ((slope - 1).square() + self.bend * _hessian_norm(f)).sum(-1).mean()
+        return ((slope - 1).square() + (self.bend * _hessian_norm(f)).square()).sum(-1).mean()
 
 
 @dataclass(frozen=True)

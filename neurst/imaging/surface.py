@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from neurst.core.fit import Field, FitConfig, fit_field
+from neurst.core.fit import Affine, Field, FitConfig, fit_field
 from neurst.core.likelihood import Gaussian
-from neurst.core.nets import Network, Siren, as_network
+from neurst.core.nets import Network, Spline, as_network
 from neurst.core.penalty import Eikonal
 from neurst.core.samples import Box, Samples
+from neurst.core.search import climb
+from neurst.imaging.mesh import BLOCK, zero_set
+from neurst.imaging.planes import local_planes, noise_along, spacing_of, turned_alike
 from neurst.imaging.points import READ_AT_ONCE, checked_points, progress_stages
 
-BLOCK = 8  # lattice cells along a side of what is read, or passed over, as one
-REACH = 2.0  # a block is read if its middle is this many half diagonals from the surface, or nearer
-N_VIEWS = 200  # directions that a piece is looked at from
-LEAST_SHARE = 0.1  # of a piece of a mesh that is near points
-HOLE = 12  # neighbours that tell a hole from a gap between points
-ONE_SIDED = 0.55  # mean offset of so many points in units of the farthest of them, from which on they lie on one side
 LEAST_POINTS = 20
 LEAST_NOISE = 1e-4  # in box units: exact points are not fitted closer
 
@@ -35,24 +32,23 @@ class SurfaceFit:
 
     Parameters
     ----------
-    network
-        Where ``network="auto"``, for dense points.
-    fineness
-        Radians per spacing of the points: where they are sparse, `omega` of that network is this over the spacing.
-    stiffness
-        Spacings that ``bend="auto"`` is at least.
-    bend
-        And what it is for dense points, in box units.
+    levels, most_cells
+        Grids of the spline where ``network="auto"``, each twice as fine as the one before, and most cells a side of the finest; where points
+        are sparser than that its cells are two spacings of the points.
+    start, ratio, reach
+        First `bend` that is tried, in spacings, the factor between neighbours, and most neighbours looked at in one direction.
+    fraction
+        Share of the points held out in the search.
     neighbours
         Points of a local plane.
-    start_steps, steps
-        Adam steps without the prior, which tell inside from outside, and of the fit itself.
+    steps, short_steps
+        Adam steps of the fit, and of one in the search for `bend`.
     anchors
         Places off the surface, per point, where the distance to the local planes is a soft observation.
     tolerance
         Its standard deviation: so many spacings of the points, and that share of the distance.
-    learning_rate
-        At the first step of each.
+    learning_rate, network_rate
+        At the first step of each, of a spline and of another network.
     batch_points, n_regularisation
         Points and regularisation points drawn for one step.
     near, jitter
@@ -61,19 +57,22 @@ class SurfaceFit:
         Room left around the points, as a share of the longest side of their bounding box.
     """
 
-    network: Siren = Siren(width=128, depth=3, omega=24.0)
-    fineness: float = 0.42
-    stiffness: float = 0.115
-    bend: float = 2e-3
+    levels: int = 4
+    most_cells: int = 128
+    start: float = 2.0
+    ratio: float = 2.0
+    reach: int = 2
+    fraction: float = 0.2
     neighbours: int = 12
-    start_steps: int = 250
-    steps: int = 1200
+    steps: int = 300
+    short_steps: int = 150
     anchors: float = 2.0
     tolerance: tuple[float, float] = (1.0, 0.05)
-    learning_rate: float = 2e-3
-    batch_points: int = 1536
-    n_regularisation: int = 512
-    near: float = 0.8
+    learning_rate: float = 1e-2
+    network_rate: float = 2e-3
+    batch_points: int = 4096
+    n_regularisation: int = 1024
+    near: float = 0.9
     jitter: float = 1.0
     margin: float = 0.05
 
@@ -92,6 +91,8 @@ class Surface:
         (N, d) the points it was fitted to.
     low, high
         (d,) corners of the region that was fitted: the bounding box with its margin.
+    bend
+        Length in box units over which normals turn, given or chosen.
     """
 
     field: Field
@@ -99,6 +100,7 @@ class Surface:
     points: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    bend: float
 
     def _read(self, read: Callable[[torch.Tensor], torch.Tensor], query: ArrayLike) -> NDArray[np.float64]:
         query = torch.from_numpy(checked_points("query", query, len(self.low)))
@@ -110,14 +112,14 @@ class Surface:
 
     def normals(self, query: ArrayLike) -> NDArray[np.float64]:
         """Unit normals (Q, d) of the level set through each point (Q, d), outwards."""
-        slope = self._read(self.field.latent_jacobian, query)[:, 0]
+        slope = self._read(self.field.jacobian, query)[:, 0]
         return slope / np.linalg.norm(slope, axis=1, keepdims=True)
 
     def project(self, query: ArrayLike, *, n_iter: int = 5) -> NDArray[np.float64]:
         r"""Points (Q, d) moved onto the surface by Newton's steps along the normal, :math:`x - f \nabla f / \|\nabla f\|^2`."""
         x = checked_points("query", query, len(self.low))
         for _ in range(n_iter):
-            slope = self.field.box.scale * self._read(self.field.latent_jacobian, x)[:, 0]
+            slope = self.field.box.scale * self._read(self.field.jacobian, x)[:, 0]
             x = x - (self.distance(x) / np.square(slope).sum(1))[:, None] * slope
         return x
 
@@ -141,9 +143,6 @@ class Surface:
         -------
         Vertices (V, 3) in the points' units, and faces (F, 3) counter-clockwise seen from outside.
         """
-        from scipy.spatial import cKDTree  # slow to import
-        from skimage.measure import marching_cubes  # slow to import
-
         if len(self.low) != 3:
             msg = f"`mesh` needs a surface in 3 dimensions, this one has {len(self.low)}: read `distance` on a lattice, and trace its zero"
             raise ValueError(msg)
@@ -153,71 +152,7 @@ class Surface:
         if not (within is None or within == "auto" or (isinstance(within, Real) and 0 < within < math.inf)):
             msg = f"`within={within!r}`: expected a positive distance in the units of the points, 'auto', or None to close all holes"
             raise ValueError(msg)
-        step = (self.high - self.low).max() / resolution
-        blocks = np.ceil((self.high - self.low) / (step * BLOCK)).astype(int)
-        corner = step * BLOCK * np.stack(np.meshgrid(*map(np.arange, blocks), indexing="ij"), -1).reshape(-1, 3)
-        middle = self.distance(self.low + corner + step * BLOCK / 2)
-        lattice = np.repeat(middle, BLOCK**3).reshape(-1, BLOCK, BLOCK, BLOCK)
-        inner = step * np.stack(np.meshgrid(*[np.arange(BLOCK)] * 3, indexing="ij"), -1).reshape(-1, 3)
-        close = np.flatnonzero(np.abs(middle) < REACH * math.sqrt(3) / 2 * step * (BLOCK + 1))
-        for part in np.array_split(close, len(close) // 64 + 1):
-            query = (self.low + corner[part])[:, None] + inner
-            lattice[part] = self.distance(query.reshape(-1, 3)).reshape(-1, BLOCK, BLOCK, BLOCK)
-        lattice = lattice.reshape(*blocks, BLOCK, BLOCK, BLOCK).transpose(0, 3, 1, 4, 2, 5).reshape(*(blocks * BLOCK))
-        if not lattice.min() < 0 < lattice.max():
-            msg = f"the distance has no zero in its box ({lattice.min():.3g} to {lattice.max():.3g}): the fit has failed; give `normals`"
-            raise ValueError(msg)
-        vertices, faces, _, _ = marching_cubes(lattice, 0.0, gradient_direction="descent")
-        vertices = self.low + step * vertices.astype(np.float64)
-        vertices, faces = _supported(vertices, faces.astype(np.int64), self.points, step)
-        if within is None:
-            return vertices, faces
-        if within == "auto":
-            open_ = _holes(vertices, faces, self.points)
-        else:
-            open_ = cKDTree(self.points).query(vertices)[0] > within
-        faces = faces[~open_[faces].all(1)]
-        used = np.unique(faces)
-        return vertices[used], np.searchsorted(used, faces)
-
-
-def _holes(vertices: NDArray, faces: NDArray, points: NDArray) -> NDArray:  # -> (V,) bool
-    r"""Vertices in holes of the points, with k = 12.
-
-    The core of a hole is farther from the nearest point than this one from its k-th neighbour; of places that points cover at random
-    ``exp(-k)`` are. Its rim is what hangs together with the core and has its points on one side: the mean of its k nearest is 0.55 or more of
-    the distance to the k-th away. On the edge of a half plane that is 0.42 :math:`= 4 / (3 \pi)`, and more beyond.
-    """
-    from scipy.sparse import coo_matrix  # slow to import
-    from scipy.sparse.csgraph import connected_components  # slow to import
-    from scipy.spatial import cKDTree  # slow to import
-
-    k, tree = min(HOLE, len(points) - 1), cKDTree(points)
-    gap, near = tree.query(vertices, k=k)
-    core = gap[:, 0] > tree.query(points, k=[k + 1])[0][near[:, 0], 0]
-    rim = core | (np.linalg.norm(points[near].mean(1) - vertices, axis=1) > ONE_SIDED * gap[:, -1])
-    a, b = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).T
-    both = rim[a] & rim[b]
-    graph = coo_matrix((np.ones(both.sum()), (a[both], b[both])), shape=(len(vertices),) * 2)
-    n_places, place = connected_components(graph, directed=False)
-    return (np.bincount(place, core, n_places) > 0)[place]
-
-
-def _supported(vertices: NDArray, faces: NDArray, points: NDArray, step: float) -> tuple[NDArray, NDArray]:
-    """The connected pieces of a mesh of which a tenth or more is near points: within 3 spacings, or a step of the lattice."""
-    from scipy.sparse import coo_matrix  # slow to import
-    from scipy.sparse.csgraph import connected_components  # slow to import
-    from scipy.spatial import cKDTree  # slow to import
-
-    edges = faces[:, [0, 1, 1, 2]].reshape(-1, 2).T
-    graph = coo_matrix((np.ones(edges.shape[1]), edges), shape=(len(vertices),) * 2)
-    n_pieces, piece = connected_components(graph, directed=False)
-    tree = cKDTree(points)
-    reach = max(3 * float(np.median(tree.query(points, k=2)[0][:, 1])), step)
-    close = tree.query(vertices)[0] < reach
-    share = np.bincount(piece, close, n_pieces) / np.bincount(piece, minlength=n_pieces)
-    keep = share[piece] >= LEAST_SHARE
-    return vertices[keep], (np.cumsum(keep) - 1)[faces[keep[faces[:, 0]]]]
+        return zero_set(self.distance, self.low, self.high, self.points, resolution, within)
 
 
 def fit_surface(
@@ -225,7 +160,7 @@ def fit_surface(
     normals: ArrayLike | None = None,
     *,
     sigma: float | None = None,
-    lam: float = 3e4,
+    lam: float = 3.0,
     bend: float | str = "auto",
     network: str | Network = "auto",
     steps: int | str = "auto",
@@ -235,10 +170,11 @@ def fit_surface(
 ) -> Surface:
     r"""A surface from noisy points, as the zero of a signed distance f.
 
-    Minimises :math:`\sum_i \tfrac12 (f(x_i) / \sigma)^2 + \lambda\,\mathrm{mean}_x (\|\nabla f\| - 1)^2 + b \|\nabla^2 f\|_F`, in units of the
-    box (half the longest side of the points' bounding box is 1): the eikonal equation makes f a distance :cite:p:`Gropp2020`, and the
-    Hessian is the derivative of the normals, whose total variation is small on flat pieces that meet in creases. It goes on from a
-    field of the distances to local planes, which says which side is outside.
+    Minimises :math:`\sum_i \tfrac12 (f(x_i) / \sigma)^2 + \lambda N\,\mathrm{mean}_x (\|\nabla f\| - 1)^2 + (b \|\nabla^2 f\|_F)^2`, in units of
+    the box (half the longest side of the points' bounding box is 1): the eikonal equation makes f a distance :cite:p:`Gropp2020`, and
+    the Hessian is the derivative of the normals, so that b weighs the bending energy of the surface. Distances to local planes, as soft
+    observations off the surface, say which side is outside. The noise of the points flattens f; at the end it is divided by its
+    typical slope.
 
     Parameters
     ----------
@@ -251,11 +187,11 @@ def fit_surface(
         Standard deviation of the points along the normal, in their units. If None it is estimated from the planes through the
         nearest points.
     lam
-        Prior strength in nats, > 0.
+        Prior strength in nats for each point, > 0.
     bend
-        b, a length in box units: larger is smoother. ``"auto"`` follows the spacing of the points.
+        b, a length in box units: larger is smoother. ``"auto"`` holds points out, and takes the one that says most of where they lie.
     network
-        A name of :data:`neurst.core.nets.NETWORKS`, a network, or ``"auto"``: a sine network as fine as the points are dense.
+        A name of :data:`neurst.core.nets.NETWORKS`, a network, or ``"auto"``: a spline as fine as the points are dense.
     steps
         Adam steps, or ``"auto"``.
     random_state
@@ -282,10 +218,10 @@ def fit_surface(
     points = checked_points("points", points)
     numbers = SurfaceFit()
     _check_surface(points, lam, bend, steps)
-    planes, frame, spread = _local_planes(points, numbers.neighbours)
-    normals = _turned_alike(points, frame, numbers.neighbours) if normals is None else _checked_normals(normals, points)
+    _, frame, spread = local_planes(points, numbers.neighbours)
+    normals = turned_alike(points, frame, numbers.neighbours) if normals is None else _checked_normals(normals, points)
     if sigma is None:
-        sigma = _noise_along(spread, numbers.neighbours, points.shape[1])
+        sigma = noise_along(spread, numbers.neighbours, points.shape[1])
     elif not (isinstance(sigma, Real) and 0 < sigma < math.inf):
         msg = f"`sigma={sigma!r}`: expected a positive number in the units of `points`"
         raise ValueError(msg)
@@ -294,13 +230,11 @@ def fit_surface(
     low, high = low - room, high + room
     box = Box.of(torch.from_numpy(np.stack([low, high])))
     sigma = max(float(sigma), LEAST_NOISE * box.scale)
-    spacing = _spacing(points) / box.scale
-    omega = min(numbers.network.omega, numbers.fineness / spacing)
-    network = dataclasses.replace(numbers.network, omega=omega) if network == "auto" else as_network(network)
-    bend = max(numbers.bend, numbers.stiffness * spacing) if bend == "auto" else bend
+    spacing = spacing_of(points) / box.scale
+    network = _grids(spacing, (high - low) / (high - low).max(), numbers) if network == "auto" else as_network(network)
     config = FitConfig(
         steps=numbers.steps if steps == "auto" else steps,
-        learning_rate=numbers.learning_rate,
+        learning_rate=numbers.learning_rate if isinstance(network, Spline) else numbers.network_rate,
         batch_points=numbers.batch_points,
         n_regularisation=numbers.n_regularisation,
         near=numbers.near,
@@ -308,77 +242,69 @@ def fit_surface(
         random_state=random_state,
         device=device,
     )
-    places, distances, tolerance = _plane_distances(points, planes, normals, low, high, numbers, random_state)
-    samples = Samples(
+
+    def fit(rows: NDArray, bend: float, config: FitConfig, on_step: Callable[[int, float], None]) -> Surface:
+        shown = points[rows]
+        samples = _samples(shown, normals[rows], sigma, box, (low, high), numbers, random_state)
+        field = fit_field(
+            samples,
+            network=network,
+            likelihood=Gaussian(sigma / box.scale),
+            penalty=Eikonal(bend),
+            lam=lam * len(rows),
+            box=box,
+            region=torch.from_numpy(shown),
+            config=config,
+            on_step=on_step,
+        )
+        return Surface(_steepened(field, shown), sigma, shown, low, high, float(bend))
+
+    with progress_stages(progress) as stage:
+        if bend == "auto":
+            order = np.random.default_rng(random_state).permutation(len(points))
+            hidden, shown = np.split(order, [round(numbers.fraction * len(points))])
+            short = dataclasses.replace(config, steps=min(config.steps, numbers.short_steps))
+
+            def score(bend: float) -> float:
+                trial = fit(shown, bend, short, stage(f"bend {bend:.2g}", short.steps))
+                return -float(np.abs(trial.distance(points[hidden])).mean() / sigma)
+
+            bend, _ = climb(score, start=numbers.start * spacing, ratio=numbers.ratio, reach=numbers.reach)
+        return fit(np.arange(len(points)), bend, config, stage("surface", config.steps))
+
+
+def _steepened(field: Field, points: NDArray) -> Field:
+    """A field of typical slope 1 at the points: their noise flattens it, as it does any line through noisy abscissae."""
+    slope = torch.cat([field.latent_jacobian(part) for part in torch.from_numpy(points).split(READ_AT_ONCE)]).norm(
+        dim=-1
+    )
+    gain = 1 / (field.box.scale * slope.median())
+    return dataclasses.replace(field, head=Affine(torch.zeros(1), gain.float()))
+
+
+def _grids(spacing: float, sides: NDArray, numbers: SurfaceFit) -> Spline:
+    """Cells of two spacings, and three coarser grids."""
+    finest = min(numbers.most_cells, max(2**numbers.levels, round(1 / spacing)))
+    return Spline(tuple(round(finest / 2**k) for k in reversed(range(numbers.levels))), tuple(sides))
+
+
+def _samples(
+    points: NDArray,
+    normals: NDArray,
+    sigma: float,
+    box: Box,
+    corners: tuple[NDArray, NDArray],
+    numbers: SurfaceFit,
+    random_state: int,
+) -> Samples:
+    """The points at distance 0, and anchors at that to their planes."""
+    planes = local_planes(points, numbers.neighbours)[0]
+    places, distances, tolerance = _plane_distances(points, planes, normals, *corners, numbers, random_state)
+    return Samples(
         torch.from_numpy(np.concatenate([points, places])),
         torch.from_numpy(np.concatenate([np.zeros(len(points)), distances / box.scale]))[:, None],
         torch.from_numpy(np.concatenate([np.ones(len(points)), (sigma / tolerance) ** 2]))[:, None],
     )
-    begin = dataclasses.replace(config, steps=min(numbers.start_steps, config.steps))
-    parts = {
-        "network": network,
-        "likelihood": Gaussian(sigma / box.scale),
-        "penalty": Eikonal(bend),
-        "box": box,
-        "region": torch.from_numpy(points),
-    }
-    with progress_stages(progress) as stage:
-        start = fit_field(samples, lam=0.0, config=begin, on_step=stage("start", begin.steps), **parts)
-        field = fit_field(samples, lam=lam, config=config, start=start, on_step=stage("surface", config.steps), **parts)
-    return Surface(field, sigma, points, low, high)
-
-
-def _spacing(points: NDArray) -> float:
-    """Median distance to the nearest other point."""
-    from scipy.spatial import cKDTree  # slow to import
-
-    return max(float(np.median(cKDTree(points).query(points, k=2)[0][:, 1])), np.finfo(float).tiny)
-
-
-def _local_planes(points: NDArray, k: int) -> tuple[NDArray, NDArray, NDArray]:
-    """Mean (N, d) of the `k` nearest points of each, normal (N, d) of the plane through them, and variances (N, d), ascending."""
-    from scipy.spatial import cKDTree  # slow to import
-
-    k = min(k, len(points))
-    near = points[cKDTree(points).query(points, k=k)[1]].reshape(len(points), k, -1)
-    middle = near.mean(1)
-    offset = near - middle[:, None]
-    variance, frame = np.linalg.eigh(np.einsum("nki,nkj->nij", offset, offset) / k)
-    return middle, frame[:, :, 0], variance.clip(0)
-
-
-def _noise_along(variance: NDArray, k: int, d: int) -> float:
-    """Noise along the normal: the median over planes of d parameters."""
-    return float(np.sqrt(np.median(variance[:, 0]) * k / (k - d)))
-
-
-def _turned_alike(points: NDArray, normals: NDArray, k: int) -> NDArray:
-    """Normals turned outwards: neighbours agree along the minimum spanning tree of ``1 - |n_i . n_j|``, and most of what is seen from outside faces it."""
-    from scipy.sparse import coo_matrix  # slow to import
-    from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree  # slow to import
-    from scipy.spatial import cKDTree  # slow to import
-
-    distance, near = cKDTree(points).query(points, k=min(k, len(points)))
-    row, column = np.repeat(np.arange(len(points)), near.shape[1] - 1), near[:, 1:].ravel()
-    # a little for the distance: of equal angles the nearer neighbour; never 0, which would be no edge
-    far = distance[:, 1:].ravel() / max(distance[:, 1:].mean(), np.finfo(float).tiny)
-    cost = 1 - np.abs((normals[row] * normals[column]).sum(1)) + 1e-3 * far + 1e-9
-    graph = coo_matrix((cost, (row, column)), shape=(len(points),) * 2).tocsr()
-    tree = minimum_spanning_tree(graph.maximum(graph.T))
-    out = normals.copy()
-    views = np.random.default_rng(0).standard_normal((N_VIEWS, points.shape[1]))
-    _, piece = connected_components(tree, directed=False)
-    for part in range(piece.max() + 1):
-        members = np.flatnonzero(piece == part)
-        order, parent = breadth_first_order(tree, members[0], directed=False)
-        for i in order[1:]:
-            if out[i] @ out[parent[i]] < 0:
-                out[i] *= -1
-        # the point farthest in a direction is seen from there: most of these must face it
-        seen = members[(points[members] @ views.T).argmax(0)]
-        if np.sign((out[seen] * views).sum(1)).sum() < 0:
-            out[members] *= -1
-    return out
 
 
 def _plane_distances(
@@ -393,7 +319,7 @@ def _plane_distances(
     """Places (M, d), half of them near points, and their signed distance (M,) to the surface by the planes next to them."""
     from scipy.spatial import cKDTree  # slow to import
 
-    rng, spacing = np.random.default_rng(random_state), _spacing(points)
+    rng, spacing = np.random.default_rng(random_state), spacing_of(points)
     half, d = max(500, round(numbers.anchors * len(points) / 2)), points.shape[1]
     near = points[rng.integers(len(points), size=half)] + 4 * spacing * rng.standard_normal((half, d))
     places = np.concatenate([near.clip(low, high), low + (high - low) * rng.random((half, d))])

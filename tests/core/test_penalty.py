@@ -486,13 +486,13 @@ def test_frames_are_the_eigenvectors_of_the_structure_tensors(d):
 
 
 @pytest.mark.parametrize("d", [2, 3])
-def test_a_distance_costs_the_variation_of_its_normals_and_nothing_else(d):
+def test_a_distance_costs_the_bending_of_its_level_sets_and_nothing_else(d):
     x = uniform(9, d, seed=2)
     radius = x.norm(dim=1)
 
     distance = lambda x: torch.sqrt(torch.unsqueeze(torch.sum(x * x, -1), -1))
     # the Hessian of a radius has d - 1 eigenvalues 1 / r
-    expected = 0.3 * ((d - 1) ** 0.5 / radius).mean()
+    expected = (0.3**2 * (d - 1) / radius**2).mean()
     torch.testing.assert_close(score(Eikonal(bend=0.3), distance, x), expected)
     torch.testing.assert_close(
         score(Eikonal(bend=0.0), lambda x: distance(x) * 3.0, x), torch.tensor(4.0, dtype=x.dtype)

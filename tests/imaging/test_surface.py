@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from neurst.core.nets import Siren
-from neurst.imaging.surface import _local_planes, _turned_alike, fit_surface
+from neurst.core.nets import Siren, Spline
+from neurst.imaging.planes import local_planes, turned_alike
+from neurst.imaging.surface import fit_surface
 
 RNG = np.random.default_rng(0)
 N, RADIUS, SIGMA = 800, 30.0, 0.5
@@ -12,7 +13,7 @@ CENTER = np.array([500.0, -20.0, 3.0])
 DIRECTIONS = RNG.standard_normal((N, 3))
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 BALL = CENTER + RADIUS * DIRECTIONS + SIGMA * RNG.standard_normal((N, 3))
-SMALL = {"network": Siren(width=32, depth=2, omega=6.0), "steps": 150, "device": "cpu", "progress": False}
+SMALL = {"network": Spline((4, 8)), "bend": 0.1, "steps": 150, "device": "cpu", "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,25 @@ def test_units_do_not_matter(ball):
     np.testing.assert_allclose(moved.distance(1e3 * query - 7e4) / 1e3, ball.distance(query), atol=0.02 * RADIUS)
 
 
+def test_a_sine_network_may_be_the_field():
+    moved = fit_surface(BALL, **(SMALL | {"network": Siren(width=32, depth=2, omega=6.0)})).project(BALL)
+    assert np.abs(radius(moved) - RADIUS).mean() < 0.7 * np.abs(radius(BALL) - RADIUS).mean()
+
+
+def test_points_held_out_ask_for_less_bending_of_a_sphere_than_of_a_wavy_one():
+    wave = 0.15 * RADIUS * np.sin(9 * DIRECTIONS).sum(1, keepdims=True)
+    arguments = {"network": Spline((6, 12)), "bend": "auto", "steps": 60}
+    even, wavy = (fit_surface(points, **(SMALL | arguments)) for points in (BALL, BALL + wave * DIRECTIONS))
+    assert even.bend >= 2 * wavy.bend
+
+
+def test_the_slope_at_the_points_is_one_whatever_the_prior_strength(ball):
+    weak = fit_surface(BALL, lam=0.3, **SMALL)
+    for surface in (ball, weak):
+        up, down = (surface.distance(BALL + t * DIRECTIONS) for t in (0.1, -0.1))
+        assert np.median((up - down) / 0.2) == pytest.approx(1.0, abs=0.05)
+
+
 def test_given_normals_say_which_side_is_outside():
     inward = fit_surface(BALL, -3 * DIRECTIONS, **(SMALL | {"steps": 60}))
     assert inward.distance(CENTER[None])[0] > 0
@@ -98,7 +118,7 @@ def test_given_normals_say_which_side_is_outside():
 
 def test_planes_are_turned_outwards_on_each_piece():
     two = np.concatenate([BALL, BALL + [10 * RADIUS, 0, 0]])
-    normals = _turned_alike(two, _local_planes(two, 12)[1], 12)
+    normals = turned_alike(two, local_planes(two, 12)[1], 12)
     assert ((normals * np.tile(DIRECTIONS, (2, 1))).sum(1) > 0).all()
 
 
