@@ -27,6 +27,19 @@ def local_planes(points: NDArray, k: int) -> tuple[NDArray, NDArray, NDArray]:
     return middle, frame[:, :, 0], variance.clip(0)
 
 
+def patch_size(points: NDArray, k: int, flat: float, most: int) -> int:
+    """Points of a plane: `k`, doubled up to `most` while the typical patch is thicker than `flat` of its width (variances) and gets flatter."""
+    thick = np.inf
+    while True:
+        variance = local_planes(points, k)[2]
+        before, thick = thick, float(np.median(variance[:, 0] / variance[:, 1].clip(np.finfo(float).tiny)))
+        if thick >= before:
+            return k // 2
+        if thick <= flat or 2 * k > min(most, len(points)):
+            return k
+        k *= 2
+
+
 def noise_along(variance: NDArray, k: int, d: int) -> float:
     """Noise along the normal: the median over planes of d parameters."""
     return float(np.sqrt(np.median(variance[:, 0]) * k / (k - d)))

@@ -19,7 +19,7 @@ from neurst.core.penalty import Eikonal
 from neurst.core.samples import Box, Samples
 from neurst.core.search import climb
 from neurst.imaging.mesh import BLOCK, zero_set
-from neurst.imaging.planes import local_planes, noise_along, spacing_of, turned_alike
+from neurst.imaging.planes import local_planes, noise_along, patch_size, spacing_of, turned_alike
 from neurst.imaging.points import READ_AT_ONCE, checked_points, progress_stages
 
 LEAST_POINTS = 20
@@ -39,14 +39,15 @@ class SurfaceFit:
         First `bend` that is tried, in spacings, the factor between neighbours, and most neighbours looked at in one direction.
     fraction
         Share of the points held out in the search.
-    neighbours
-        Points of a local plane.
+    neighbours, flat, most_neighbours
+        Points of a local plane; twice, and up to so many times that, where noise makes the typical patch thicker: its variance along the
+        normal, as a share of that along it.
     steps, short_steps
         Adam steps of the fit, and of one in the search for `bend`.
     anchors
         Places off the surface, per point, where the distance to the local planes is a soft observation.
     tolerance
-        Its standard deviation: so many spacings of the points, and that share of the distance.
+        Its standard deviation: so many spacings of the points, so many of theirs along the normal, and that share of the distance.
     learning_rate, network_rate
         At the first step of each, of a spline and of another network.
     batch_points, n_regularisation
@@ -64,10 +65,12 @@ class SurfaceFit:
     reach: int = 2
     fraction: float = 0.2
     neighbours: int = 12
+    flat: float = 0.15
+    most_neighbours: int = 48
     steps: int = 300
     short_steps: int = 150
     anchors: float = 2.0
-    tolerance: tuple[float, float] = (1.0, 0.05)
+    tolerance: tuple[float, float, float] = (1.0, 2.0, 0.05)
     learning_rate: float = 1e-2
     network_rate: float = 2e-3
     batch_points: int = 4096
@@ -218,10 +221,11 @@ def fit_surface(
     points = checked_points("points", points)
     numbers = SurfaceFit()
     _check_surface(points, lam, bend, steps)
-    _, frame, spread = local_planes(points, numbers.neighbours)
+    k = patch_size(points, numbers.neighbours, numbers.flat, numbers.most_neighbours)
+    _, frame, spread = local_planes(points, k)
     normals = turned_alike(points, frame, numbers.neighbours) if normals is None else _checked_normals(normals, points)
     if sigma is None:
-        sigma = noise_along(spread, numbers.neighbours, points.shape[1])
+        sigma = noise_along(spread, k, points.shape[1])
     elif not (isinstance(sigma, Real) and 0 < sigma < math.inf):
         msg = f"`sigma={sigma!r}`: expected a positive number in the units of `points`"
         raise ValueError(msg)
@@ -245,7 +249,7 @@ def fit_surface(
 
     def fit(rows: NDArray, bend: float, config: FitConfig, on_step: Callable[[int, float], None]) -> Surface:
         shown = points[rows]
-        samples = _samples(shown, normals[rows], sigma, box, (low, high), numbers, random_state)
+        samples = _samples(shown, normals[rows], k, sigma, box, (low, high), numbers, random_state)
         field = fit_field(
             samples,
             network=network,
@@ -257,7 +261,7 @@ def fit_surface(
             config=config,
             on_step=on_step,
         )
-        return Surface(_steepened(field, shown), sigma, shown, low, high, float(bend))
+        return Surface(_steepened(field, shown, frame[rows]), sigma, shown, low, high, float(bend))
 
     with progress_stages(progress) as stage:
         if bend == "auto":
@@ -273,13 +277,11 @@ def fit_surface(
         return fit(np.arange(len(points)), bend, config, stage("surface", config.steps))
 
 
-def _steepened(field: Field, points: NDArray) -> Field:
-    """A field of typical slope 1 at the points: their noise flattens it, as it does any line through noisy abscissae."""
-    slope = torch.cat([field.latent_jacobian(part) for part in torch.from_numpy(points).split(READ_AT_ONCE)]).norm(
-        dim=-1
-    )
-    gain = 1 / (field.box.scale * slope.median())
-    return dataclasses.replace(field, head=Affine(torch.zeros(1), gain.float()))
+def _steepened(field: Field, points: NDArray, frame: NDArray) -> Field:
+    """A field of typical slope 1 along the planes' normals: their noise flattens it, as it does any line through noisy abscissae."""
+    parts = zip(*(torch.from_numpy(a).split(READ_AT_ONCE) for a in (points, frame)), strict=True)
+    slope = torch.cat([(field.latent_jacobian(x)[:, 0] * normal).sum(1).abs() for x, normal in parts])
+    return dataclasses.replace(field, head=Affine(torch.zeros(1), (1 / (field.box.scale * slope.median())).float()))
 
 
 def _grids(spacing: float, sides: NDArray, numbers: SurfaceFit) -> Spline:
@@ -291,6 +293,7 @@ def _grids(spacing: float, sides: NDArray, numbers: SurfaceFit) -> Spline:
 def _samples(
     points: NDArray,
     normals: NDArray,
+    k: int,
     sigma: float,
     box: Box,
     corners: tuple[NDArray, NDArray],
@@ -298,8 +301,8 @@ def _samples(
     random_state: int,
 ) -> Samples:
     """The points at distance 0, and anchors at that to their planes."""
-    planes = local_planes(points, numbers.neighbours)[0]
-    places, distances, tolerance = _plane_distances(points, planes, normals, *corners, numbers, random_state)
+    planes = local_planes(points, k)[0]
+    places, distances, tolerance = _plane_distances(points, planes, normals, sigma, *corners, numbers, random_state)
     return Samples(
         torch.from_numpy(np.concatenate([points, places])),
         torch.from_numpy(np.concatenate([np.zeros(len(points)), distances / box.scale]))[:, None],
@@ -311,6 +314,7 @@ def _plane_distances(
     points: NDArray,
     planes: NDArray,
     normals: NDArray,
+    sigma: float,
     low: NDArray,
     high: NDArray,
     numbers: SurfaceFit,
@@ -326,7 +330,8 @@ def _plane_distances(
     gap, nearest = cKDTree(planes).query(places, k=min(6, len(points)))
     height = np.median(((places[:, None] - planes[nearest]) * normals[nearest]).sum(-1), 1)
     distance = np.where(np.abs(height) < 3 * spacing, height, np.sign(height) * gap[:, 0])
-    return places, distance, numbers.tolerance[0] * spacing + numbers.tolerance[1] * np.abs(distance)
+    a, b, c = numbers.tolerance
+    return places, distance, a * spacing + b * sigma + c * np.abs(distance)
 
 
 def _checked_normals(normals: ArrayLike, points: NDArray) -> NDArray:
