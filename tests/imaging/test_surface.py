@@ -93,7 +93,7 @@ def test_units_do_not_matter(ball):
 
 
 def test_a_sine_network_may_be_the_field():
-    moved = fit_surface(BALL, **(SMALL | {"network": Siren(width=32, depth=2, omega=6.0)})).project(BALL)
+    moved = fit_surface(BALL, **(SMALL | {"network": Siren(width=32, depth=2, omega=6.0), "steps": 300})).project(BALL)
     assert np.abs(radius(moved) - RADIUS).mean() < 0.7 * np.abs(radius(BALL) - RADIUS).mean()
 
 
