@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from neurst.core.nets import Siren, Spline
-from neurst.imaging.planes import local_planes, turned_alike
+from neurst.imaging.planes import local_planes, noise_along, patch_size, turned_alike
 from neurst.imaging.surface import fit_surface
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,17 @@ def test_the_slope_at_the_points_is_one_whatever_the_prior_strength(ball):
 def test_given_normals_say_which_side_is_outside():
     inward = fit_surface(BALL, -3 * DIRECTIONS, **(SMALL | {"steps": 60}))
     assert inward.distance(CENTER[None])[0] > 0
+
+
+def test_noise_asks_for_more_points_of_a_plane():
+    rng = np.random.default_rng(0)
+    flat = np.concatenate([rng.random((2000, 2)), np.zeros((2000, 1))], 1)
+    size = {}
+    for sigma in (1e-3, 0.012):
+        points = flat + sigma * rng.standard_normal(flat.shape) * [0, 0, 1]
+        size[sigma] = patch_size(points, 12, 0.15, 96)
+        assert noise_along(local_planes(points, size[sigma])[2], size[sigma], 3) == pytest.approx(sigma, rel=0.1)
+    assert size[1e-3] == 12 < size[0.012] <= 96
 
 
 def test_planes_are_turned_outwards_on_each_piece():
