@@ -12,7 +12,9 @@ BLOCK = 8  # lattice cells along a side of what is read, or passed over, as one
 REACH = 2.0  # a block is read if its middle is this many half diagonals from the surface, or nearer
 LEAST_SHARE = 0.1  # of a piece of a mesh that is near points
 HOLE = 12  # neighbours that tell a hole from a gap between points
-ONE_SIDED = 0.55  # mean offset of so many points in units of the farthest of them, from which on they lie on one side
+ONE_SIDED = (
+    0.42  # mean offset of so many points in units of the farthest of them, on the edge of a half plane of points
+)
 
 
 def zero_set(
@@ -59,8 +61,9 @@ def _holes(vertices: NDArray, faces: NDArray, points: NDArray) -> NDArray:  # ->
     r"""Vertices in holes of the points, with k = 12.
 
     The core of a hole is farther from the nearest point than this one from its k-th neighbour; of places that points cover at random
-    ``exp(-k)`` are. Its rim is what hangs together with the core and has its points on one side: the mean of its k nearest is 0.55 or more of
-    the distance to the k-th away. On the edge of a half plane that is 0.42 :math:`= 4 / (3 \pi)`, and more beyond.
+    ``exp(-k)`` are. Its rim is what hangs together with the core, is no farther from it than that, and has its points on one side: the mean
+    of its k nearest is 0.42 :math:`= 4 / (3 \pi)` or more of the distance to the k-th away, as on the edge of a half plane; beyond it is
+    more, and within 0.2 by chance.
     """
     from scipy.sparse import coo_matrix  # slow to import
     from scipy.sparse.csgraph import connected_components  # slow to import
@@ -68,8 +71,12 @@ def _holes(vertices: NDArray, faces: NDArray, points: NDArray) -> NDArray:  # ->
 
     k, tree = min(HOLE, len(points) - 1), cKDTree(points)
     gap, near = tree.query(vertices, k=k)
-    core = gap[:, 0] > tree.query(points, k=[k + 1])[0][near[:, 0], 0]
-    rim = core | (np.linalg.norm(points[near].mean(1) - vertices, axis=1) > ONE_SIDED * gap[:, -1])
+    reach = tree.query(points, k=[k + 1])[0][near[:, 0], 0]
+    core = gap[:, 0] > reach
+    if not core.any():
+        return core
+    beside = cKDTree(vertices[core]).query(vertices)[0] <= reach
+    rim = core | (beside & (np.linalg.norm(points[near].mean(1) - vertices, axis=1) > ONE_SIDED * gap[:, -1]))
     a, b = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).T
     both = rim[a] & rim[b]
     graph = coo_matrix((np.ones(both.sum()), (a[both], b[both])), shape=(len(vertices),) * 2)

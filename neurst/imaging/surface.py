@@ -23,10 +23,6 @@ from neurst.imaging.planes import local_planes, noise_along, patch_size, spacing
 from neurst.imaging.points import READ_AT_ONCE, checked_points, progress_stages
 
 LEAST_POINTS = 20
-LEAST_SLOPE, MOST_OFFSET = (
-    0.3,
-    4.0,
-)  # of the typical slope, in standard deviations: where the surface is lost says no more
 LEAST_NOISE = 1e-4  # in box units: exact points are not fitted closer
 
 
@@ -71,7 +67,7 @@ class SurfaceFit:
     neighbours: int = 12
     flat: float = 0.15
     most_neighbours: int = 48
-    steps: int = 600
+    steps: int = 300
     short_steps: int = 150
     anchors: float = 2.0
     tolerance: tuple[float, float, float] = (1.0, 2.0, 0.05)
@@ -275,16 +271,10 @@ def fit_surface(
 
             def score(bend: float) -> float:
                 trial = fit(shown, bend, short, stage(f"bend {bend:.2g}", short.steps))
-                return -float(np.minimum(_offsets(trial, points[hidden], frame[hidden]) / sigma, MOST_OFFSET).mean())
+                return -float(np.abs(trial.distance(points[hidden])).mean() / sigma)
 
             bend, _ = climb(score, start=numbers.start * spacing, ratio=numbers.ratio, reach=numbers.reach)
         return fit(np.arange(len(points)), bend, config, stage("surface", config.steps))
-
-
-def _offsets(surface: Surface, points: NDArray, frame: NDArray) -> NDArray:
-    """How far the surface is along the planes' normals, to first order: a rough field is steep across them, a stiff one flat in thin parts."""
-    slope = np.abs((surface._read(surface.field.jacobian, points)[:, 0] * frame).sum(1)) * surface.field.box.scale
-    return np.abs(surface.distance(points)) / np.maximum(slope, LEAST_SLOPE)
 
 
 def _steepened(field: Field, points: NDArray, frame: NDArray) -> Field:

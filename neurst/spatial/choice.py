@@ -29,7 +29,8 @@ class LamSearch:
     From `start` the search goes to the stronger neighbour, and on in the direction in which the score rises until it falls. The
     choice is the vertex of the parabola through the best strength and its neighbours in log lam. Every fit starts anew: a field that
     goes on from another strength keeps its components, and misleads. Short fits hold themselves back, and see fewer spots: the final
-    ones want more of a prior, and too little of it does more harm than too much, so they take `stretch` times the choice.
+    ones of counts want more of a prior, and too little of it does more harm than too much, so they take `stretch` times the choice. Of
+    normalised values they take the choice: all components may vanish a little beyond it.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class LamSearch:
     reach
         Most neighbours looked at in one direction.
     stretch
-        Strength of the final fits over that at which short ones score best.
+        Strength of the final fits over that at which short ones score best, for counts.
     steps, learning_rate
         Of the short fits; 0.4 times the steps of a final fit if None.
     fraction
@@ -178,7 +179,7 @@ def hold_out(
         trials = _Trials(model, penalty, few, hidden, box, search, directions, on_step)
         if lam == "auto":
             chosen, scores = climb(trials, start=search.start, ratio=search.ratio, reach=search.reach)
-            lams.append(search.stretch * chosen)
+            lams.append(chosen if train.size is None else search.stretch * chosen)
         else:
             lams.append(lam)
             scores = {lam: trials(lam)}
