@@ -142,7 +142,7 @@ def cube() -> tuple[Figure, dict[str, float]]:
         noisy[:, rng.choice(56, 6, replace=False), band] += rng.uniform(-0.25, 0.25, 6)
     noisy[:, 20, 15:20] = 0
     restored, sparse = demix(noisy, progress=False)
-    fig, axes = plt.subplots(1, 4, figsize=(12, 3.6), layout="constrained")
+    fig, axes = plt.subplots(1, 4, figsize=(12, 3.7), layout="constrained")
     band = {"band 18, noisy": noisy, "restored": restored, "truth": clean}
     show(axes[:3], {title: c[..., 17] for title, c in band.items()}, cmap="viridis", vmin=0, vmax=1)
     show(axes[3:], {"sparse part": sparse[..., 17]}, cmap="RdBu", vmin=-0.6, vmax=0.6)
