@@ -47,7 +47,7 @@ class SurfaceFit:
     anchors
         Places off the surface, per point, where the distance to the local planes is a soft observation.
     tolerance
-        Its standard deviation: so many spacings of the points, so many of theirs along the normal, and that share of the distance.
+        Its standard deviation: so many spacings of the points, so many times their noise, and that share of the distance.
     learning_rate, network_rate
         At the first step of each, of a spline and of another network.
     batch_points, n_regularisation
@@ -300,7 +300,7 @@ def _samples(
     numbers: SurfaceFit,
     random_state: int,
 ) -> Samples:
-    """The points at distance 0, and anchors at that to their planes."""
+    """The points, where the distance is 0, and anchors, where it is that to the planes next to them."""
     planes = local_planes(points, k)[0]
     places, distances, tolerance = _plane_distances(points, planes, normals, sigma, *corners, numbers, random_state)
     return Samples(

@@ -256,7 +256,8 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
     -------
     Array of two Axes. Against the step, for each member, means over ten steps: objective and negative log-likelihood in nats and, on an axis of its own to
     the right, the penalty in box units, not multiplied by `lam`. Against the prior strength, for each penalty: the
-    held-out score of each one tried by short fits, and a line at the one given, or chosen for the final fits: 1.5 times the best of those.
+    held-out score of each one tried by short fits, and a line at that of the final fits: the one given, or
+    chosen (for counts 1.5 times the vertex of those scores).
 
     Raises
     ------
