@@ -1,6 +1,6 @@
 r"""What one gradient of isotropic TV costs: jets against other ways to differentiate a coordinate network.
 
-``python benchmarks/derivatives.py`` checks that all routes agree, times them, and writes the table of docs/benchmarks.md.
+``python benchmarks/derivatives.py`` checks that all routes agree, times them, and writes the table of docs/benchmarks_tables.md.
 The yardstick is the same arithmetic written by hand: products with the weight matrices, sines and cosines, and torch's own
 backward pass.
 """

@@ -1,7 +1,7 @@
 """Pictures, cubes and points: the fields with their defaults, and what else one could use.
 
-``NEURST_DATA=folder python benchmarks/imaging.py [denoise] [inpaint] [mixed] [points] [surface] [edges] [networks] [time] [progress]`` reads ``images``,
-``hsi`` and ``points`` of that folder and writes the tables named (all if none is) of docs/benchmarks.md. The classical methods have their parameters
+``NEURST_DATA=folder python benchmarks/imaging.py [denoise] [inpaint] [mixed] [points] [surface] [edges] [networks] [time]`` reads ``images``,
+``hsi`` and ``points`` of that folder and writes the tables named (all if none is) of docs/benchmarks_tables.md. The classical methods have their parameters
 chosen by an oracle that sees the truth of the same case; the fields do not. The classical methods of a case share a process; every field has one of its
 own, so that its peak memory can be told.
 
@@ -19,12 +19,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import imaging_baselines as classical
 import imaging_data as data
@@ -40,73 +37,53 @@ def memory() -> float:
 # The only calls of neurst's fits, one function each.
 
 
-def field_denoise(noisy: NDArray, **options) -> NDArray:
+def options(**given):
+    """Options of a fit that shows no progress bar."""
+    from neurst.imaging import FitOptions
+
+    return FitOptions(progress=False, **given)
+
+
+def field_denoise(noisy: NDArray, **given) -> NDArray:
     """A picture without its noise, the level of which is not told."""
     from neurst.imaging import denoise
 
-    return denoise(noisy, progress=False, **options)
+    return denoise(noisy, options=options(**given))
 
 
-class Fit(NamedTuple):
-    """One of the fits of a call: when it was done, of what plan, at what prior strength, and its field."""
-
-    seconds: float
-    plan: Any
-    lam: float
-    field: Any
-
-
-@contextmanager
-def watched() -> Iterator[list[Fit]]:
-    """The fits of pictures that are done inside, in their order."""
-    from neurst.imaging.plan import Plan
-
-    found, fit, begin = [], Plan.fit, time.perf_counter()
-
-    def watching(plan: Plan, lam: float, on_step: Callable | None = None) -> Any:
-        field = fit(plan, lam, on_step)
-        found.append(Fit(time.perf_counter() - begin, plan, lam, field))
-        return field
-
-    with patch.object(Plan, "fit", watching):
-        yield found
-
-
-def field_denoise_lam_of_spline(noisy: NDArray, **options) -> NDArray:
+def field_denoise_lam_of_spline(noisy: NDArray, **given) -> NDArray:
     """The same by another network, at the prior strength that the default one chooses for itself."""
-    with watched() as fits:
-        field_denoise(noisy)
-    return field_denoise(noisy, lam=fits[-1].lam, **options)
+    from neurst.imaging import fit_image
+
+    return field_denoise(noisy, lam=fit_image(noisy, options=options()).lam, **given)
 
 
-def field_inpaint(
-    image: NDArray, mask: NDArray, *, penalty: str = "space_variant", lam: float | str = "auto"
-) -> NDArray:
+def field_inpaint(image: NDArray, mask: NDArray, **given) -> NDArray:
     """A picture with its missing entries, the others known exactly."""
     from neurst.imaging import inpaint
 
-    return inpaint(image, mask, sigma=0.0, penalty=penalty, lam=lam, progress=False)
+    return inpaint(image, mask, options=options(**given))
 
 
-def field_demix(noisy: NDArray) -> NDArray:
+def field_cube(noisy: NDArray) -> NDArray:
     """A cube without its noise of several kinds."""
-    from neurst.imaging import demix
+    from neurst.imaging import denoise_cube
 
-    return demix(noisy, progress=False)[0]
+    return denoise_cube(noisy, options=options()).clean
 
 
-def field_points(points: NDArray, values: NDArray, query: NDArray, *, lam: float | str = "auto") -> NDArray:
+def field_points(points: NDArray, values: NDArray, query: NDArray, **given) -> NDArray:
     """Attributes at points from noisy ones at others."""
     from neurst.imaging import recover_attributes
 
-    return recover_attributes(points, values, query, lam=lam, progress=False)
+    return recover_attributes(points, values, query, options=options(**given))
 
 
 def field_surface(points: NDArray) -> dict:
     """A mesh, and the noisy points on it."""
     from neurst.imaging import fit_surface
 
-    surface = fit_surface(points, progress=False)
+    surface = fit_surface(points, options=options())
     vertices, faces = surface.mesh(256)
     return {"vertices": vertices, "faces": faces, "points": surface.project(points)}
 
@@ -125,20 +102,25 @@ class Task:
     setting: str  # words over the table
 
 
-def _denoise(**options) -> Callable:
-    return lambda noisy, sigma: field_denoise(noisy, **options)
+def _denoise(**given) -> Callable:
+    return lambda noisy, sigma: field_denoise(noisy, **given)
 
 
-def _denoise_lam_of_spline(**options) -> Callable:
-    return lambda noisy, sigma: field_denoise_lam_of_spline(noisy, **options)
+def _denoise_lam_of_spline(**given) -> Callable:
+    return lambda noisy, sigma: field_denoise_lam_of_spline(noisy, **given)
 
 
-def _inpaint(**options) -> Callable:
-    return lambda image, mask: field_inpaint(image, mask, **options)
+def _inpaint(**given) -> Callable:
+    return lambda image, mask: field_inpaint(image, mask, **given)
 
 
-def _points(**options) -> Callable:
-    return lambda points, values, query: field_points(points, values, query, **options)
+def _points(**given) -> Callable:
+    return lambda points, values, query: field_points(points, values, query, **given)
+
+
+def _variants(make: Callable) -> dict[str, Callable]:
+    """The default, a simpler penalty, and none."""
+    return {"neurst": make(), "isotropic": make(penalty="isotropic"), "no TV": make(lam=0.0)}
 
 
 TASKS = {
@@ -146,11 +128,7 @@ TASKS = {
         data.denoise_names,
         data.denoise_case,
         {"TV": classical.tv, "colour TV": classical.colour_tv, "TGV": classical.tgv, "BM3D": classical.bm3d},
-        {
-            "neurst": _denoise(),
-            "isotropic": _denoise(penalty="isotropic"),
-            "no TV": _denoise(lam=0.0),
-        },
+        _variants(_denoise),
         "PSNR in dB of pictures with Gaussian noise (0.1 and 0.2 of the range, not clipped), cut to 256 x 256. TV (of each channel), colour TV and TGV (one norm "
         "over the channels) have the weight that is best for the same picture, BM3D is told the noise level, and neurst is told nothing.",
     ),
@@ -164,11 +142,7 @@ TASKS = {
             "TV": classical.tv_inpainting,
             "colour TV": classical.colour_tv_inpainting,
         },
-        {
-            "neurst": _inpaint(),
-            "isotropic": _inpaint(penalty="isotropic"),
-            "no TV": _inpaint(lam=0.0),
-        },
+        _variants(_inpaint),
         "PSNR in dB of all entries from a fifth of them, each channel drawn by itself, without noise. Linear and cubic interpolation are nearest outside the "
         "hull; both TV are the least variation among the pictures that agree with what is known, so that nothing is left to choose.",
     ),
@@ -184,7 +158,7 @@ TASKS = {
             "rank + sparse, then TV": classical.low_rank_tv,
             "rank + sparse, then BM3D": classical.low_rank_bm3d,
         },
-        {"neurst": lambda noisy: field_demix(noisy)},
+        {"neurst": field_cube},
         "Cubes in [0, 1] with mixed noise. Impulses: Gaussian noise of 0.1, a tenth of the entries replaced by 0 or 1. Stripes: Gaussian noise of 0.05, offsets in "
         "[-0.25, 0.25] of 10 to 20 % of the columns of 30 % of the bands, three columns of zeros in 10 % of the bands. PSNR and SSIM are means over bands, the angle is between "
         "spectra. Every classical method has its parameters (TV: for each band) chosen on the same cube.",
@@ -208,7 +182,7 @@ TASKS = {
             "planes, then ball pivoting": classical.ball_pivoting,
             "clean mesh": classical.clean_mesh,
         },
-        {"neurst": lambda points: field_surface(points)},
+        {"neurst": field_surface},
         "A scan's mesh from 10,000 of its points with noise of 5 thousandths of its longest side, the unit of all distances here. Projected: from the noisy points, put on the "
         "answer, to the mesh. Accuracy: from 30,000 points of the answer to the mesh; completeness: from 30,000 of the mesh to the answer; distance: their mean, "
         "exact on triangles. Chamfer: between 30,000 points of the answer (or the projected points) and 300,000 of the mesh; that of the clean mesh is its floor. "
@@ -233,7 +207,7 @@ TASKS = {
             "Fourier features": _denoise_lam_of_spline(network="fourier", steps=SLOW_STEPS),
         },
         f"The middle 96 x 96 pixels of four colour pictures with Gaussian noise of 0.1, by networks of the core under the default penalty. Spline: the default, 80 steps a fit. "
-        f"Low rank: 96 sine factors along each axis, 1,000 steps a fit. Both choose lam by their own search, in 3 to 5 fits. Sines: 3 layers of 256, omega 30, and Fourier features: 256 frequencies of "
+        f"Low rank: 96 sine factors along each axis, 1,000 steps a fit. Both choose lam by their own search. Sines: 3 layers of 256, omega 30, and Fourier features: 256 frequencies of "
         f"standard deviation 24, 2 layers of 256; both are read point by point, take {SLOW_STEPS} steps of 4,096 pixels and are given the lam of the spline, whose choice is in their seconds.",
     ),
 }
@@ -400,58 +374,7 @@ def time_table() -> None:
     write("imaging-time", __file__, "Defaults, the choice of lam and of the noise level included.", lines)
 
 
-PROGRESS = ("Set5/baby_GT 0.1", "Set5/butterfly_GT 0.1")
-NEAR = 0.3  # dB
-
-
-class Moment(NamedTuple):
-    """What a call holds at a time."""
-
-    what: str
-    seconds: float
-    psnr: float
-
-
-def moments(name: str) -> list[Moment]:
-    """The default call after each of its fits: in the search, the field with the least error at the pixels held out."""
-    case = data.denoise_case(name)
-    noisy, score = case.given["noisy"], lambda image: case.score(image)["psnr"]
-    field_denoise(noisy[:32, :32])  # imports
-    with watched() as fits:
-        begin = time.perf_counter()
-        answer = field_denoise(noisy)
-        seconds = time.perf_counter() - begin
-    found, least = [Moment("the noisy picture", 0.0, score(noisy))], np.inf
-    for k, fit in enumerate(fits[:-1], 1):
-        samples = fit.plan.samples
-        image, held = fit.field(samples.coords), samples.weight == 0
-        error = float((image - samples.values)[held].square().mean())
-        best = score(image.numpy().reshape(noisy.shape)) if error < least else found[-1].psnr
-        least = min(least, error)
-        found.append(Moment(f"fit {k} of the search", fit.seconds, best))
-    return [*found, Moment("the answer", seconds, score(answer))]
-
-
-def progress_table() -> None:
-    """How good the default call is on its way."""
-    from tables import write
-
-    lines, near = ["| case | after | seconds | PSNR |", "|---" * 4 + "|"], []
-    for name in PROGRESS:
-        found = moments(name)
-        lines += [f"| {name} | {m.what} | {m.seconds:.1f} | {m.psnr:.2f} |" for m in found]
-        near.append(next(m.seconds for m in found if m.psnr > found[-1].psnr - NEAR))
-        print(*lines[-len(found) :], sep="\n", flush=True)
-    write(
-        "imaging-progress",
-        __file__,
-        "The default call of `denoise` on colour pictures of 256 x 256, noise level and lam chosen on the way: PSNR in dB of the best field so far, by the pixels that "
-        f"the search holds out. From {' and '.join(f'{s:.1f}' for s in near)} seconds on it is within {NEAR} dB of the answer.",
-        lines,
-    )
-
-
-COST_TABLES = {"time": time_table, "progress": progress_table}
+COST_TABLES = {"time": time_table}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """How well held-out spots of real sections are predicted: the field with its defaults, and what else one could use.
 
 ``NEURST_DATA=folder python benchmarks/spatial_holdout.py [methods] [penalties] [lam]`` reads ``spatial/*.h5ad`` of that folder and writes
-the tables named (all three if none is) of docs/benchmarks.md. Every method runs in a process of its own for each section,
+the tables named (all three if none is) of docs/benchmarks_tables.md. Every method runs in a process of its own for each section,
 so that its peak memory can be told. Sections, genes, splits and scores are those of the tests.
 """
 
@@ -13,21 +13,24 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
+from protocol import load, read
 from scipy import sparse
 from scipy.stats import nbinom
 from tables import write
 
 import neurst
-from neurst.spatial import holdout
-from neurst.spatial.baselines import BASELINES
-from neurst.spatial.uncertainty import calibration, randomised_pit
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from real import load, read  # the protocol's genes and spots
+from neurst.spatial.data import SpotData
+from neurst.spatial.evaluate.baselines import COUNT_BASELINES, log_normalised, rate_of_logs
+from neurst.spatial.evaluate.calibration import calibration, randomised_pit
+from neurst.spatial.evaluate.scores import deviance_explained, median_log_rate_correlation
+from neurst.spatial.evaluate.splits import split
+from neurst.spatial.fit import fit_tuned
+from neurst.spatial.observation import Counts
+from neurst.spatial.spec import specify
+from neurst.spatial.tune import Tuning
 
 SECTIONS = {  # file: genes, first value of obs["section"] (None: the file is one section)
     "visium_dlpfc_151673": (300, False),
@@ -39,18 +42,19 @@ SECTIONS = {  # file: genes, first value of obs["section"] (None: the file is on
     "merfish_motor_cortex_gaston": (150, False),
     "st_her2_patientA": (300, True),
     "osmfish_sscortex": (33, False),
-    "osmfish_sscortex, no twins": (33, False),  # 522 of its positions are held twice, with the same counts: here once
+    # 522 of its positions occur twice in the file, with the same counts
+    "osmfish_sscortex, each position once": (33, False),
 }
 MODES = ("random", "block")
 LEFT = {"score": ".4f", "pairs": ".0f", "shared": ".3f", "libraries": ".4f"}
 TOO_MANY_SPOTS = {
-    "kriging": ("osmfish_sscortex", "osmfish_sscortex, no twins"),  # an N x N matrix
-    "kriging_log": ("osmfish_sscortex", "osmfish_sscortex, no twins"),
+    "kriging": ("osmfish_sscortex", "osmfish_sscortex, each position once"),  # an N x N matrix
+    "kriging_log": ("osmfish_sscortex", "osmfish_sscortex, each position once"),
     "smoother": (  # over ten minutes a split
         "visium_dlpfc_151673",
         "visium_dlpfc_151674",
         "osmfish_sscortex",
-        "osmfish_sscortex, no twins",
+        "osmfish_sscortex, each position once",
     ),
 }
 SEEDS = (0, 1, 2)
@@ -73,10 +77,11 @@ def section(name: str) -> AnnData:
     return adata
 
 
-def field_rates(train: AnnData, coords: np.ndarray, size: np.ndarray, counts: np.ndarray, **options) -> tuple:
+def field_rates(train: AnnData, hidden: AnnData, **options) -> tuple:
     """Rates of the fitted field, the strengths chosen, and how uniform the transformed held-out counts are."""
     neurst.tl.neurtv_fit(train, size_factors="total", progress=False, **options)
     slot, field = train.uns["neurtv"], neurst.get.field(train)
+    coords, size, counts = hidden.obsm["spatial"], hidden.obs["total"].to_numpy(), hidden.X.toarray().astype(float)
     rate = field(coords) / field.target_sum
     phi = train.var["neurtv_dispersion"].to_numpy()
     phi = phi + (0.0 if field.members is None else field.predictor_variance(coords))
@@ -113,26 +118,29 @@ def left_over(train: AnnData, coords: np.ndarray, size: np.ndarray, counts: np.n
         now = fitted * np.exp(np.outer(deviation_train, slope))
         slope += deviation_train @ (values - now) / np.maximum(deviation_train**2 @ now, 1e-9)
     null = np.asarray(train.X.sum(0)).ravel() / train.obs["total"].sum()
-    sized = holdout.deviance_explained(counts, size, rate * np.exp(np.outer(deviation, slope)), null)
+    sized = deviance_explained(counts, size, rate * np.exp(np.outer(deviation, slope)), null)
     return {"shared": shared, "pairs": len(i), "libraries": sized}
 
 
-def log_normal_rates(train: AnnData, coords: np.ndarray, *_, **__) -> tuple:
+def log_normal_rates(train: AnnData, hidden: AnnData) -> tuple:
     """Rates of the same network and prior fitted to log-normalised values."""
-    from neurst.spatial.baselines import log_normalised, rate_of_logs
-
     size = train.obs["total"].to_numpy()
     logs = train.copy()
     logs.X = log_normalised(sparse.csr_array(train.X), size)
     neurst.tl.neurtv_fit(logs, likelihood="gaussian", progress=False)
-    null = np.asarray(train.X.sum(0)).ravel() / size.sum()
-    return rate_of_logs(neurst.get.field(logs)(coords), null), {}
+    rate = np.asarray(train.X.sum(0)).ravel() / size.sum()
+    return rate_of_logs(neurst.get.field(logs)(hidden.obsm["spatial"]), rate), {}
 
 
-def baseline_rates(name: str, train: AnnData, coords: np.ndarray, size: np.ndarray, *_, **__) -> tuple:
+def spots(adata: AnnData) -> SpotData:
+    """The counts of a section with the library sizes of the whole file."""
+    size, genes = adata.obs["total"].to_numpy(), adata.var_names.to_numpy().astype(str)
+    return SpotData(adata.obsm["spatial"], sparse.csr_array(adata.X), genes, Counts(size))
+
+
+def baseline_rates(name: str, train: AnnData, hidden: AnnData, *_, **__) -> tuple:
     """Rates of a baseline."""
-    counts, own = train.X.toarray().astype(float), train.obs["total"].to_numpy()
-    return BASELINES[name](train.obsm["spatial"], counts, own, coords, size), {}
+    return COUNT_BASELINES[name](spots(train), spots(hidden)), {}
 
 
 METHODS = {
@@ -140,7 +148,7 @@ METHODS = {
     "no TV": partial(field_rates, lam=0.0, penalty="isotropic", n_members=1),
     "log-normalised": log_normal_rates,
     "neurst": field_rates,
-    "for gaps": partial(field_rates, for_gaps=True),
+    "block": partial(field_rates, holdout="block"),
     "negative binomial": partial(field_rates, likelihood="negative_binomial"),
     **{name: partial(field_rates, penalty=name, n_members=1) for name in PENALTIES},
 }
@@ -152,21 +160,21 @@ def score(name: str, method: str) -> list[dict]:
     adata, rows = section(name), []
     for mode in MODES:
         for seed in SEEDS if method in EVERY_SEED else SEEDS[:1]:
-            if method == "for gaps" and mode == "random":
+            if method == "block" and mode == "random":
                 continue
-            train, test = holdout.split(adata.obsm["spatial"], mode, random_state=seed)
+            train, test = split(adata.obsm["spatial"], mode, random_state=seed)
             part, hidden = adata[train].copy(), adata[test]
             counts, size = hidden.X.toarray().astype(float), hidden.obs["total"].to_numpy()
             null = np.asarray(part.X.sum(0)).ravel() / part.obs["total"].sum()
             begin = time.perf_counter()
-            rate, more = METHODS[method](part, hidden.obsm["spatial"], size, counts)
+            rate, more = METHODS[method](part, hidden)
             seconds = time.perf_counter() - begin
             rows.append(
                 {
                     "mode": mode,
                     "seed": seed,
-                    "score": holdout.deviance_explained(counts, size, rate, null),
-                    "r": holdout.median_gene_correlation(counts, size, rate),
+                    "score": deviance_explained(counts, size, rate, null),
+                    "r": median_log_rate_correlation(counts, size, rate),
                     "seconds": seconds,
                     **more,
                 }
@@ -212,7 +220,7 @@ def methods_tables() -> None:
             base = [rows[m, mode, 0]["score"] for m in simple if (m, mode, 0) in rows]
             ratio = rows["neurst", mode, 0]["score"] / max(base)
             cells = [cell(rows, m, mode) for m in (*simple, "no TV", "log-normalised")]
-            cells += [f"**{cell(rows, 'neurst', mode)}**", cell(rows, "for gaps", mode), f"{ratio:.2f}"]
+            cells += [f"**{cell(rows, 'neurst', mode)}**", cell(rows, "block", mode), f"{ratio:.2f}"]
             scores.append(f"| {name} | {genes} | {mode} | {' | '.join(cells)} |")
             means_of = [cell(rows, m, mode, seeds=SEEDS) for m in EVERY_SEED]
             r = [cell(rows, m, mode, "r", ".3f") for m in ("kernel", "kriging", "kriging_log", "neurst")]
@@ -223,7 +231,7 @@ def methods_tables() -> None:
             costs.append(f"| {name} | {mode} | {' | '.join(cost)} | {lam} |")
             nb = [cell(rows, m, mode, "nats", ".4f") for m in ("neurst", "negative binomial")]
             nb = [cell(rows, m, mode) for m in ("neurst", "negative binomial")] + nb
-            pit = [cell(rows, m, mode, w, ".3f") for m in ("neurst", "for gaps") for w in ("ks", "central")]
+            pit = [cell(rows, m, mode, w, ".3f") for m in ("neurst", "block") for w in ("ks", "central")]
             counts.append(f"| {name} | {mode} | {' | '.join(nb + pit)} |")
         more = [cell(rows, "neurst", "random", w, form) for w, form in LEFT.items()]
         left.append(f"| {name} | {' | '.join(more)} |")
@@ -233,7 +241,7 @@ def methods_tables() -> None:
             "Poisson deviance explained on held-out spots, seed 0, defaults; the last column is neurst over the best of the baselines to "
             "the left of `no TV`, which is the same network without a penalty; `log-normalised` is neurst on log1p-normalised values. Kriging is not run on over 4,500 spots, nor Smoother on over 2,000.",
             ["| section | genes | split | nearest | kernel | kriging | kriging, logs | Smoother | no TV | log-normalised | **neurst** "
-             "| `for_gaps` | ratio |", "|---" * 13 + "|", *scores],
+             "| `holdout=\"block\"` | ratio |", "|---" * 13 + "|", *scores],
         )  # fmt: skip
         write(
             "held-out-seeds",
@@ -257,7 +265,7 @@ def methods_tables() -> None:
             "dispersion of each gene, nats) of a Poisson and of a negative binomial fit; then, for the Poisson fit, the Kolmogorov-Smirnov distance of the randomised "
             "probability integral transform from uniform and the share of counts in its central 90 %.",
             ["| section | split | Poisson | negative binomial | nats, Poisson | nats, negative binomial | KS | central 90 % "
-             "| KS, `for_gaps` | central 90 %, `for_gaps` |", "|---" * 10 + "|", *counts],
+             "| KS, `holdout=\"block\"` | central 90 %, `holdout=\"block\"` |", "|---" * 10 + "|", *counts],
         )  # fmt: skip
         write(
             "left-over",
@@ -290,7 +298,7 @@ def lam_row(name: str) -> list[dict]:
     rows = []
     for mode in MODES:
         adata = section(name)
-        train, test = holdout.split(adata.obsm["spatial"], mode, random_state=0)
+        train, test = split(adata.obsm["spatial"], mode, random_state=0)
         part, hidden = adata[train].copy(), adata[test]
         counts, size = hidden.X.toarray().astype(float), hidden.obs["total"].to_numpy()
         null = np.asarray(part.X.sum(0)).ravel() / part.obs["total"].sum()
@@ -306,34 +314,23 @@ def lam_row(name: str) -> list[dict]:
         again["auto"] = np.sqrt(np.prod([_fixed(part, hidden, *end, random_state=1) for end in ends], axis=0))
         for penalty, found in scores.items():
             single = {} if penalty == "auto" else {"n_members": 1}
-            options = {"penalty": penalty, "for_gaps": mode == "block"} | single
-            rate, more = field_rates(part.copy(), hidden.obsm["spatial"], size, counts, **options)
+            options = {"penalty": penalty, "holdout": mode} | single
+            rate, more = field_rates(part.copy(), hidden, **options)
             row = {"mode": mode, "penalty": penalty, "lam": " and ".join(f"{v:.0f}" for v in more["lam"].values())}
             rows.append(row | {"own": score_of(rate), "fixed": found, "again": score_of(again[penalty])})
     return rows
 
 
 def _explained(counts: np.ndarray, size: np.ndarray, null: np.ndarray, rate: np.ndarray) -> float:
-    return holdout.deviance_explained(counts, size, rate, null)
+    return deviance_explained(counts, size, rate, null)
 
 
 def _fixed(part: AnnData, hidden: AnnData, penalty: str, lam: float, random_state: int = 0) -> np.ndarray:
-    """Rates of one member, without the fit to part of the spots that scores it."""
-    import torch
-
-    from neurst.core.samples import Box
-    from neurst.spatial.problem import Problem
-    from neurst.tl._neurtv import default_model
-
-    coords, size = part.obsm["spatial"], part.obs["total"].to_numpy()
-    problem = Problem(coords, sparse.csr_array(part.X), size, part.var_names.to_numpy().astype(str))
-    active = problem.active()
-    problem = problem.take(np.arange(len(coords)), active)
-    model = default_model(len(coords), penalty=penalty, n_members=1, random_state=random_state)
-    fit = model.fit(problem, Box.of(torch.from_numpy(coords)), model.penalties[0], lam, model.directions(problem))
-    rate = np.zeros((hidden.n_obs, part.n_vars))
-    rate[:, active] = fit(torch.from_numpy(hidden.obsm["spatial"])).double().numpy()
-    return rate
+    """Rates of one member at a given strength, fitted to all spots that are not hidden."""
+    data = spots(part)
+    spec = specify(len(data.coords), penalty=penalty, lam=lam, n_members=1, random_state=random_state)
+    given = Tuning(np.array([lam]), np.ones(1), {}, 0.0, np.zeros(len(data.genes)), None)
+    return fit_tuned(data, spec, given, target_sum=1.0).field(hidden.obsm["spatial"])
 
 
 def lam_table() -> None:
@@ -350,8 +347,8 @@ def lam_table() -> None:
         write(
             "lam",
             __file__,
-            "Deviance explained at fixed strengths, the held-out spots looked at, and at the strengths chosen without them (by default on "
-            "random rows, with `for_gaps=True` on block rows); seed 0. One member under one penalty; and the average of both, at fixed strengths with equal "
+            "Deviance explained at fixed strengths, the held-out spots looked at, and at the strengths chosen without them (with "
+            "`holdout` as the rows say); seed 0. One member under one penalty; and the average of both, at fixed strengths with equal "
             "weights: nuclear at that of the column, space-variant at the best of the six. The last columns are the chosen over the best fixed score, and over "
             "that of the same strengths fitted anew from another seed, which no longer is the largest of many.",
             [f"| section | split | penalty | {' | '.join(f'{lam:.0f}' for lam in LAMS)} | lam chosen | score | of the best fixed | of it refitted |",

@@ -1,32 +1,29 @@
 """What fits and queries cost: time, peak memory, and how both grow.
 
 ``NEURST_DATA=folder python benchmarks/spatial_size.py [speed] [fits] [growth] [steps]`` reads ``spatial/*.h5ad`` of that folder and writes the
-tables named (all if none is) of docs/benchmarks.md, and docs/figures/growth.png. Every fit and query runs in a process of its
+tables named (all if none is) of docs/benchmarks_tables.md, and docs/figures/growth.png. Every fit and query runs in a process of its
 own, so that its peak memory can be told.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
+from protocol import load, read
 from scipy import sparse
 from tables import ROOT, write
 
 import neurst
-from neurst.spatial import holdout
-from neurst.spatial.baselines import BASELINES
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from real import load  # the protocol's genes and spots
+from neurst.spatial.evaluate.baselines import kernel_cv, kriging_rate
+from neurst.spatial.evaluate.scores import deviance_explained
+from neurst.spatial.evaluate.splits import split
 
 VISIUM, WHOLE_BRAIN = "visium_dlpfc_151673", "iss_coronal_bin50"
 LOCATIONS = (5_000, 15_000, 50_000, 178_180)
@@ -46,7 +43,7 @@ def measured(what: str, act: Callable, **more) -> dict:
 
 def visium() -> AnnData:
     """The section with all genes of its file."""
-    adata = read_h5ad(Path(os.environ["NEURST_DATA"]) / "spatial" / f"{VISIUM}.h5ad")
+    adata = read(VISIUM)
     adata.X = sparse.csr_matrix(adata.X)
     return adata
 
@@ -64,7 +61,7 @@ def kriging() -> dict:
     adata = small()
     coords, size = adata.obsm["spatial"], adata.obs["total"].to_numpy()
     arguments = coords, adata.X.toarray().astype(float), size, coords, size
-    return measured("kriging, 3,639 spots x 300 genes", lambda: BASELINES["kriging"](*arguments))
+    return measured("kriging, 3,639 spots x 300 genes", lambda: kriging_rate(*arguments))
 
 
 def automatic() -> dict:
@@ -112,7 +109,7 @@ def transcriptome() -> dict:
 
 def locations(n: str = "178180") -> dict:
     """Bins of a whole brain section, the nearest n to its middle."""
-    adata = read_h5ad(Path(os.environ["NEURST_DATA"]) / "spatial" / f"{WHOLE_BRAIN}.h5ad")
+    adata = read(WHOLE_BRAIN)
     xy = np.asarray(adata.obsm["spatial"], float)[:, :2]
     near = np.argsort(np.linalg.norm(xy - np.median(xy, 0), axis=1), kind="stable")[: int(n)]
     adata = adata[np.sort(near)].copy()
@@ -126,10 +123,10 @@ def _kernel_score(adata: AnnData, most: int = 20_000) -> float:
     counts, xy = sparse.csr_array(adata.X).astype(float), np.asarray(adata.obsm["spatial"], float)[:, :2]
     size = np.asarray(counts.sum(1)).ravel()
     counts, xy, size = counts[size > 0], xy[size > 0], size[size > 0]
-    train, test = holdout.split(xy, random_state=0)
+    train, test = split(xy, random_state=0)
     test, null = test[:most], np.asarray(counts[train].sum(0)).ravel() / size[train].sum()
-    rate = BASELINES["kernel"](xy[train], counts[train], size[train], xy[test], size[test])
-    return holdout.deviance_explained(counts[test], size[test], rate, null)
+    rate = kernel_cv(xy[train], counts[train], size[train], xy[test])
+    return deviance_explained(counts[test], size[test], rate, null)
 
 
 def query() -> dict:
@@ -204,17 +201,17 @@ def one_step(n_steps: int = 100) -> dict:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from neurst.core.samples import Box
-    from neurst.spatial.problem import Problem
-    from neurst.tl._neurtv import default_model
+    from neurst.spatial.data import SpotData
+    from neurst.spatial.member import fit_member, start_directions
+    from neurst.spatial.observation import Counts
+    from neurst.spatial.spec import specify
 
     adata = small()
     coords, size = adata.obsm["spatial"], adata.obs["total"].to_numpy()
-    problem = Problem(coords, sparse.csr_array(adata.X), size, adata.var_names.to_numpy().astype(str))
-    model = default_model(len(coords), penalty="nuclear", device="cpu")
-    fit = lambda: model.fit(
-        problem, Box.of(torch.from_numpy(coords)), model.penalties[0], 100.0, model.directions(problem), steps=n_steps
-    )
+    data = SpotData(coords, sparse.csr_array(adata.X), adata.var_names.to_numpy().astype(str), Counts(size))
+    spec = specify(len(coords), penalty="nuclear", device="cpu")
+    directions = start_directions(data, spec)
+    fit = lambda: fit_member(data, spec, spec.penalties[0], 100.0, directions, data.box, steps=n_steps)
     fit()
     begin = time.perf_counter()
     fit()

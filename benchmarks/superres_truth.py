@@ -1,7 +1,7 @@
 """Super-resolution with a truth: cells binned into round spots, the field fitted to those, and read where the cells are known.
 
 ``NEURST_DATA=folder python benchmarks/superres_truth.py`` reads three imaging-based single-cell files of that folder and writes a
-table of docs/benchmarks.md; diameters in pitches may follow, instead of all. Spots stand on a hexagonal lattice and take the cells whose centres lie within them; cells in the
+table of docs/benchmarks_tables.md; diameters in pitches may follow, instead of all. Spots stand on a hexagonal lattice and take the cells whose centres lie within them; cells in the
 gaps between spots are seen by no route. The truth is the cells in square bins of half and of a quarter pitch. A bin that meets a
 spot shares cells with the data of the fit, noise and all, so bins without any such cell are scored on their own as well.
 """
@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
+from protocol import load
 from scipy import sparse
 from tables import write
 
 import neurst
-from neurst.spatial import baselines, holdout, tissue
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from real import load
+from neurst.spatial.evaluate import baselines
+from neurst.spatial.evaluate.scores import deviance_explained
+from neurst.spatial.geometry import kd_tree
+from neurst.spatial.support import support_of
 
 # name, genes, window, cells in an area of one spot and its gap
 FILES = [
@@ -70,7 +70,7 @@ def pooled(member: NDArray, coords: NDArray, counts: NDArray, size: NDArray, see
 def spots_and_bins(coords: NDArray, counts: NDArray, size: NDArray, pitch: float, diameter: float):
     """Round spots of a diameter in pitches, and for each division the square bins of cells inside their support."""
     centres = hexagonal(coords.min(0), coords.max(0), pitch)
-    away, nearest = tissue.kd_tree(centres).query(coords)
+    away, nearest = kd_tree(centres).query(coords)
     seen = away <= diameter * pitch / 2
     spots = pooled(np.where(seen, nearest, -1), centres, counts, size, seen)
     np.testing.assert_allclose(spots.counts.sum(0), counts[seen].sum(0))
@@ -80,8 +80,7 @@ def spots_and_bins(coords: NDArray, counts: NDArray, size: NDArray, pitch: float
         at, member = np.unique(np.floor((coords - low) / side), axis=0, return_inverse=True)
         found = pooled(member.ravel(), low + (at + 0.5) * side, counts, size, seen)
         np.testing.assert_allclose(found.counts.sum(0), counts.sum(0))
-        inside = tissue.distance_to_spots(found.coords, spots.coords) <= tissue.geometry(spots.coords).support_radius
-        bins[division] = found.where(inside)
+        bins[division] = found.where(support_of(spots.coords).contains(found.coords))
     return spots, bins
 
 
@@ -115,7 +114,7 @@ def correlation(truth: Counted, rate: NDArray) -> float:
 def scores(spots: Counted, bins: Counted, rate: NDArray) -> tuple[float, float]:
     """Deviance explained, all genes together, and the correlation."""
     null = spots.counts.sum(0) / spots.size.sum()
-    return holdout.deviance_explained(bins.counts, bins.size, rate, null), correlation(bins, rate)
+    return deviance_explained(bins.counts, bins.size, rate, null), correlation(bins, rate)
 
 
 def compare(

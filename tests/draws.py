@@ -1,6 +1,15 @@
-"""Random tensors for tests of laws: float64, from a local generator."""
+"""Random tensors for tests of laws, float64 and from a local generator, and a small network of each kind."""
 
 import torch
+
+from neurst.core.nets import Fourier, LowRank, Siren, Spline
+
+NETWORKS = {
+    "siren": Siren(width=16, depth=2, omega=3.0),
+    "fourier": Fourier(width=16, depth=1, n_features=8),
+    "lowrank": LowRank(rank=4, width=16),
+    "spline": Spline(cells=(2, 4)),
+}
 
 
 def uniform(*shape, seed=0, low=-1.0, high=1.0):

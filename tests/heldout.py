@@ -1,12 +1,83 @@
-"""Spots with counts, and a slow and obviously right deviance, for tests of held-out prediction."""
+"""Spots whose patterns are known, small fits to them, and a slow and obviously right deviance, for tests of neurst.spatial."""
+
+import dataclasses
 
 import numpy as np
+import pytest
+from draws import NETWORKS
 from scipy.sparse import csr_array, csr_matrix
 
+from neurst.core.fit import FitConfig
+from neurst.core.tuning import LineSearch
+from neurst.spatial.data import SpotData
+from neurst.spatial.observation import Counts, Normalised
+from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, named_penalties
+
 CONTAINERS = {"dense": np.asarray, "csr_array": csr_array, "csr_matrix": csr_matrix}
+each_container = pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+N, G = 241, 13
+EMPTY = 5  # a gene without counts; among normalised values, one that does not vary
+FLAT = 12  # a gene that is the same everywhere but for noise
 
 
-def spots():
+def log_rate(coords):  # (N, 2) in 0..40 -> (N, 13)
+    """Three patterns, in four genes each, and one flat gene."""
+    x, y = coords.T / 40
+    patterns = np.stack([np.sin(4 * x) * np.cos(3 * y), np.where(x + y > 1, 0.8, -0.8), np.cos(5 * x + 2 * y)], 1)
+    return np.concatenate([patterns, -patterns, 0.5 * patterns, patterns, np.zeros((len(x), 1))], 1)
+
+
+def counted(n=N, noise="poisson"):
+    """Counts of 13 genes, one of them without any."""
+    rng = np.random.default_rng(0)
+    coords, size = rng.uniform(0, 40, (n, 2)), rng.uniform(50, 200, n)
+    counts = rng.poisson(0.03 * size[:, None] * np.exp(log_rate(coords))).astype(np.float32)
+    counts[:, EMPTY] = 0
+    return SpotData(coords, counts, np.array([f"g{i}" for i in range(G)]), Counts(size, noise))
+
+
+def normalised(n=N):
+    """Values that are not counts, of 13 genes, one of which does not vary."""
+    data = counted(n)
+    values = np.log1p(100 * data.values / data.observation.size[:, None]).astype(np.float32)
+    values[:, EMPTY] = 5.1
+    return dataclasses.replace(data, values=values, observation=Normalised())
+
+
+KINDS = {"counts": counted, "normalised": normalised}
+each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def stored_as(container, data):
+    """The same spots, with their values in another container."""
+    return dataclasses.replace(data, values=container(data.values))
+
+
+def known(data):
+    """The spots without the gene that holds nothing to fit."""
+    return data.take_genes(data.informative_genes())
+
+
+def small_spec(
+    *,
+    penalty="isotropic",
+    network=NETWORKS["siren"],
+    rank=4,
+    members=1,
+    lam=30.0,
+    holdout="random",
+    search=LineSearch(10.0, 4.0, 2, 0.2),
+    config=None,
+    **numbers,
+):
+    """What is fitted in a moment. Trials are as long as the fits unless told, as short ones of few steps would say little."""
+    fit = FitConfig(**{"steps": 60, "learning_rate": 1e-2, "n_regularisation": 64, "device": "cpu"} | numbers)
+    search = search.with_defaults(LineSearch(10.0, 4.0, 2, 0.2, fit.steps))
+    config = config or ExpressionConfig(trial_learning_rate=fit.learning_rate)
+    return ExpressionSpec(named_penalties(penalty), network, rank, members, lam, holdout, search, fit, config)
+
+
+def scattered():
     """67 spots, two at one place, 11 genes of which one has no counts, and 23 queries, one on a spot and one far away."""
     rng = np.random.default_rng(0)
     x = rng.random((67, 2)) * 8
@@ -19,6 +90,7 @@ def spots():
 
 
 def slow_deviance(counts, mean):
+    """Poisson deviance, one value after the other."""
     total = 0.0
     for y, mu in zip(np.ravel(counts), np.ravel(mean), strict=True):
         mu = max(mu, 1e-8)

@@ -1,4 +1,3 @@
-import anndata
 import numpy as np
 import pytest
 from scipy.ndimage import minimum_filter
@@ -44,8 +43,7 @@ def steepest_change(tissue, over):
     return np.abs(log_rate[k:] - log_rate[:-k]).max(0)
 
 
-@pytest.mark.parametrize("n_genes", [20, 37, 200])
-@pytest.mark.parametrize("random_state", [0, 1])
+@pytest.mark.parametrize(("n_genes", "random_state"), [(20, 0), (37, 1)])
 def test_rates_sum_to_one_everywhere(points, n_genes, random_state):
     tissue = SyntheticTissue(n_genes=n_genes, random_state=random_state)
     log_rate = tissue.log_rate(points)
@@ -75,34 +73,20 @@ def test_counts_agree_with_the_truth_over_the_spots_and_with_nothing_else(random
     assert pearson_z(counts, shuffled) > 100
 
 
-def test_library_sizes_are_lognormal_around_1500(adata):
-    log_library = np.log(adata.X.toarray().sum(1))
-    assert abs(np.median(log_library) - np.log(1500)) < 0.1
-    assert abs(log_library.std() - 0.4) < 0.05
-    assert (adata.X.data == adata.X.data.round()).all()
-    assert adata.X.dtype == np.float32
-
-
-def test_same_seed_gives_the_same_section_and_another_seed_another(adata):
-    again, other = synthetic_visium(), synthetic_visium(random_state=1)
+def test_a_seed_settles_the_section_whose_shape_the_genes_do_not_change_and_the_global_state_is_untouched(adata):
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
+    again, other, more = synthetic_visium(), synthetic_visium(random_state=1), synthetic_visium(n_genes=31)
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], before)  # noqa: NPY002
     assert (adata.X != again.X).nnz == 0
     assert adata.obs.equals(again.obs)
     images = [a.uns["spatial"]["synthetic"]["images"]["hires"] for a in (adata, again, other)]
     np.testing.assert_array_equal(images[0], images[1])
     assert (images[0] != images[2]).any()
     assert adata.shape != other.shape or (adata.X != other.X).nnz > 0
-
-
-def test_shape_does_not_depend_on_the_number_of_genes(adata):
-    assert synthetic_visium(n_genes=31).obs["layer"].tolist() == adata.obs["layer"].tolist()
-
-
-def test_global_random_state_is_untouched():
-    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    synthetic_visium(n_genes=20)
-    after = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    assert after["pos"] == before["pos"]
-    np.testing.assert_array_equal(after["key"], before["key"])
+    assert more.obs["layer"].tolist() == adata.obs["layer"].tolist()
+    log_library = np.log(adata.X.toarray().sum(1))  # lognormal around 1500
+    assert abs(np.median(log_library) - np.log(1500)) < 0.1
+    assert abs(log_library.std() - 0.4) < 0.05
 
 
 def test_spots_are_the_hexagonal_lattice_inside_the_outline(adata, tissue):
@@ -139,16 +123,6 @@ def test_every_spot_lies_on_stained_tissue_in_the_picture(adata, key):
     assert image[0].min() == 1  # bare glass
 
 
-def test_section_survives_h5ad(adata, tissue, tmp_path):
-    adata.write_h5ad(tmp_path / "section.h5ad")
-    back = anndata.read_h5ad(tmp_path / "section.h5ad")
-    assert (back.X != adata.X).nnz == 0
-    assert back.obs["layer"].equals(adata.obs["layer"])
-    assert back.var_names.tolist() == tissue.gene_names
-    coords = back.obsm["spatial"][:7]
-    np.testing.assert_array_equal(SyntheticTissue(**back.uns["synthetic"]).log_rate(coords), tissue.log_rate(coords))
-
-
 @pytest.mark.parametrize(
     ("pattern", "least", "most"), [("layer", 0.5, 3), ("gradient", 1e-4, 0.03), ("flat", 0, 1e-12)]
 )
@@ -158,24 +132,7 @@ def test_only_layer_genes_step_over_a_tenth_of_a_pitch(adata, tissue, pattern, l
     assert jump.max() <= most
 
 
-def test_every_marker_is_highest_where_its_name_says(adata, tissue):
-    level, layer = tissue.log_rate(adata.obsm["spatial"]), adata.obs["layer"].to_numpy()
-    for name in adata.obs["layer"].cat.categories:
-        markers = [g.startswith(name) for g in tissue.gene_names]
-        assert (level[layer == name][:, markers].mean(0) > level[layer != name][:, markers].mean(0)).mean() > 0.9
-
-
-@pytest.mark.parametrize("random_state", range(5))
-def test_nucleus_is_one_to_two_pitches_wide_and_holds_a_spot(random_state):
-    tissue = SyntheticTissue(n_genes=20, random_state=random_state)
-    step = 0.1
-    lattice = np.stack(np.meshgrid(np.arange(0, 64, step), np.arange(0, 56, step)), -1).reshape(-1, 2) * PITCH
-    nucleus = lattice[tissue.layer(lattice) == "Nucleus"]
-    assert tissue.inside(nucleus).all()
-    np.testing.assert_allclose(len(nucleus) * step**2, np.pi * 1.0 * 0.6, rtol=0.1)
-    assert (synthetic_visium(n_genes=20, random_state=random_state).obs["layer"] == "Nucleus").any()
-
-
-def test_too_few_genes_are_refused():
-    with pytest.raises(ValueError, match="`n_genes` is 19, expected 20 or more"):
-        SyntheticTissue(n_genes=19)
+@pytest.mark.parametrize(("n_genes", "error"), [(19, ValueError), (30_001, ValueError), (20.5, TypeError)])
+def test_a_number_of_genes_without_room_for_every_pattern_or_in_memory_is_refused(n_genes, error):
+    with pytest.raises(error, match=f"`n_genes={n_genes}`: expected a whole number >= 20 and <= 30,000"):
+        synthetic_visium(n_genes=n_genes)

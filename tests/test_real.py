@@ -4,26 +4,26 @@ import pytest
 from anndata import AnnData
 from real import load, needs_data
 
-from neurst.spatial.holdout import deviance_explained, split
+from neurst.spatial.evaluate.scores import deviance_explained
+from neurst.spatial.evaluate.splits import split
 from neurst.tl import neurtv_fit, neurtv_query
 
 
 @needs_data
-@pytest.mark.parametrize(
-    ("name", "mode", "floor"),
-    [
-        ("st_mob_rep11", "random", 0.4156),
-        ("st_mob_rep11", "block", 0.255),
-    ],
-)
-def test_defaults_predict_held_out_spots_of_real_sections(name, mode, floor):
+@pytest.mark.parametrize(("name", "holdout", "steps", "floor"), [
+    ("st_mob_rep11", "random", "auto", 0.4156),
+    ("st_mob_rep11", "block", 200, 0.255),
+])  # fmt: skip
+def test_held_out_spots_of_real_sections_are_predicted(name, holdout, steps, floor):
     coords, counts, size, genes = load(name, 300)
-    train, test = split(coords, mode)
+    train, test = split(coords, holdout)
     names = pd.DataFrame(index=[f"spot{i}" for i in train])
     adata = AnnData(counts[train], obs=names, var=pd.DataFrame(index=genes), obsm={"spatial": coords[train]})
-    neurtv_fit(adata, size_factors=size[train], progress=False)  # the library is that of all genes of the file
+    neurtv_fit(
+        adata, size_factors=size[train], steps=steps, progress=False
+    )  # sizes are totals over all genes of the file
     out = neurtv_query(adata, coords[test], outside="extrapolate")
     rate = out.X.astype(float) / out.uns["neurtv_query"]["target_sum"]
     score = deviance_explained(counts[test], size[test], rate, counts[train].sum(0) / size[train].sum())
-    print(f"{name}, {mode}: {score:.4f} at lam = {adata.uns['neurtv']['lam']}, {np.median(size):.0f} counts a spot")
+    print(f"{name}, {holdout}: {score:.4f} at lam = {adata.uns['neurtv']['lam']}, {np.median(size):.0f} counts a spot")
     assert score >= floor

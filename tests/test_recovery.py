@@ -3,7 +3,7 @@ import pytest
 
 from neurst import get
 from neurst.datasets import SyntheticTissue, synthetic_visium
-from neurst.spatial.baselines import kernel_cv, nearest_cv
+from neurst.spatial.evaluate.baselines import kernel_cv, nearest_cv
 from neurst.tl import neurtv_fit, neurtv_superres
 
 
@@ -11,7 +11,7 @@ from neurst.tl import neurtv_fit, neurtv_superres
 def section():
     """A synthetic section, a lattice three times as dense, and the true log-rates there."""
     adata = synthetic_visium()
-    neurtv_fit(adata, progress=False)
+    neurtv_fit(adata, steps=200, progress=False)
     dense = neurtv_superres(adata, factor=3)
     return adata, dense, SyntheticTissue(**adata.uns["synthetic"]).log_rate(dense.obsm["spatial"])
 
@@ -36,7 +36,7 @@ def test_genes_without_a_pattern_are_known_by_their_score(section):
     assert score[pattern == "layer"].median() > 0.4
 
 
-def test_edges_are_at_the_boundaries_of_the_layers(section):
+def test_the_boundary_map_is_strong_where_layers_meet(section):
     adata, dense, _ = section
     tissue, points = SyntheticTissue(**adata.uns["synthetic"]), dense.obsm["spatial"]
     here, angle = tissue.layer(points), np.linspace(0, 2 * np.pi, 13)[:-1]
@@ -45,6 +45,6 @@ def test_edges_are_at_the_boundaries_of_the_layers(section):
         ring = tissue.pitch * distance * np.column_stack([np.cos(angle), np.sin(angle)])
         return np.any([tissue.layer(points + step) != here for step in ring], axis=0)
 
-    edge, inside = get.field(dense).edge(points), tissue.inside(points)
+    boundary, inside = get.field(dense).boundary(points), tissue.inside(points)
     at, away = inside & meets_another_layer(0.5), inside & ~meets_another_layer(2)
-    assert np.median(edge[at]) > 5 * np.median(edge[away])
+    assert np.median(boundary[at]) > 5 * np.median(boundary[away])

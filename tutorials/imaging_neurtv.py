@@ -29,10 +29,11 @@ from matplotlib.figure import Figure
 from skimage import data
 
 from neurst.core.lattice import Lattice
-from neurst.imaging import demix, denoise, fit_image, fit_surface, inpaint, recover_attributes
+from neurst.imaging import FitOptions, denoise, denoise_cube, fit_image, fit_surface, inpaint, recover_attributes
 from neurst.imaging.metrics import mpsnr, psnr, sam
 
 rng = np.random.default_rng(0)
+QUIET = FitOptions(progress=False)
 
 
 def show(axes: np.ndarray, pictures: dict[str, np.ndarray], **style) -> None:
@@ -55,8 +56,8 @@ def noise() -> tuple[Figure, dict[str, float]]:
     picture = data.astronaut()[20:180, 140:300] / 255
     noisy = picture + 0.1 * rng.standard_normal(picture.shape)
     found = {
-        "isotropic": denoise(noisy, penalty="isotropic", progress=False),
-        "space-variant (default)": denoise(noisy, progress=False),
+        "isotropic": denoise(noisy, options=FitOptions(penalty="isotropic", progress=False)),
+        "space-variant (default)": denoise(noisy, options=QUIET),
     }
     fig, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
     scores = {"noisy": psnr(noisy, picture)} | {name: psnr(out, picture) for name, out in found.items()}
@@ -76,7 +77,7 @@ def gaps() -> tuple[Figure, dict[str, float]]:
     """A picture of which a fifth is known."""
     picture = data.astronaut()[20:180, 140:300] / 255
     seen = rng.random(picture.shape) < 0.2
-    filled = inpaint(np.where(seen, picture, np.nan), seen, progress=False)
+    filled = inpaint(np.where(seen, picture, np.nan), seen, options=QUIET)
     fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
     score = psnr(filled, picture)
     show(
@@ -98,11 +99,11 @@ def between() -> tuple[Figure, dict[str, float]]:
     """A corner of a noisy picture read at an eighth of a pixel, and the size of its gradient."""
     coins = data.coins()[20:148, 20:148] / 255
     noisy = coins + 0.05 * rng.standard_normal(coins.shape)
-    field = fit_image(noisy, progress=False)
+    field = fit_image(noisy, options=QUIET)
     rows, columns = (torch.arange(a, a + 32, 1 / 8, dtype=torch.float64) for a in (20, 12))
-    fine = field(Lattice((rows, columns))).reshape(len(rows), len(columns)).numpy()
-    pixels = Lattice.of_shape(*coins.shape).points()
-    slope = field.jacobian(pixels)[:, 0].norm(dim=1).reshape(coins.shape).numpy()
+    fine = field.on_lattice(Lattice((rows, columns))).reshape(len(rows), len(columns)).numpy()
+    pixels = np.argwhere(np.ones(coins.shape))
+    slope = np.linalg.norm(field.jacobian(pixels)[:, 0], axis=1).reshape(coins.shape)
     differences = np.hypot(*np.gradient(noisy))
     fig, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
     show(axes[:2], {"32 x 32 pixels": noisy[20:52, 12:44], "the field between them": fine}, cmap="gray", vmin=0, vmax=1)
@@ -121,8 +122,8 @@ def between() -> tuple[Figure, dict[str, float]]:
 # %% [markdown]
 # ## A cube
 #
-# Four materials, each with its spectrum, and every kind of noise at once: Gaussian, impulses, stripes and a dead line. `demix` returns the clean cube
-# and what it took to be the sparse part.
+# Four materials, each with its spectrum, and every kind of noise at once: Gaussian, impulses, stripes and a dead line. `denoise_cube`
+# returns the clean cube and what it took to be the sparse part.
 
 
 # %%
@@ -141,7 +142,7 @@ def cube() -> tuple[Figure, dict[str, float]]:
     for band in rng.choice(40, 12, replace=False):
         noisy[:, rng.choice(56, 6, replace=False), band] += rng.uniform(-0.25, 0.25, 6)
     noisy[:, 20, 15:20] = 0
-    restored, sparse = demix(noisy, progress=False)
+    restored, sparse = denoise_cube(noisy, options=QUIET)
     fig, axes = plt.subplots(1, 4, figsize=(12, 3.7), layout="constrained")
     band = {"band 18, noisy": noisy, "restored": restored, "truth": clean}
     show(axes[:3], {title: c[..., 17] for title, c in band.items()}, cmap="viridis", vmin=0, vmax=1)
@@ -170,8 +171,8 @@ def cloud() -> tuple[Figure, dict[str, float]]:
     points = surface + 0.015 * rng.standard_normal(surface.shape)
     seen = rng.random(len(points)) < 0.67
     given = np.where(seen[:, None], colours + 0.15 * rng.standard_normal(colours.shape), np.nan)
-    found = recover_attributes(points, given, steps=300, n_members=2, progress=False)
-    shape = fit_surface(points, progress=False)
+    found = recover_attributes(points, given, n_members=2, options=FitOptions(steps=300, progress=False))
+    shape = fit_surface(points, options=QUIET)
     vertices, faces = shape.mesh(64)
 
     def off(p: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from neurst.core.jet import Jet, derivative
 
 
 def derivative_by_nesting(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:  # -> (N, C)
-    """`order`-th derivative of `f` along `v` (d,) or (N, d) by nested forward-mode differentiation: slow and right."""
+    """`order`-th derivative of `f` along `v` (d,) or (N, d) by nested forward-mode differentiation, a slow reference."""
     tangent = v.expand_as(x).contiguous()
 
     def nested(g: Callable, k: int) -> Callable:
@@ -33,14 +33,14 @@ def jet_matches_nesting(net: Callable, x: Tensor, directions: Tensor, order: int
 
 
 def is_homogeneous(penalty: Callable[[Jet], Tensor], jet: Jet, *, factor: float = 3.7, rtol: float = 1e-9) -> None:
-    """Law: ``penalty(c f) = |c| penalty(f)``, degree one (weights frozen)."""
+    """Law: ``penalty(c f) = |c| penalty(f)``, that is degree one, with the weights of the penalty held fixed."""
     for c in (factor, -factor):
         scaled = penalty(Jet(c * jet.value, c * jet.terms))
         torch.testing.assert_close(scaled, abs(c) * penalty(jet), rtol=rtol, atol=0.0)
 
 
 def vanishes_on_constants(penalty: Callable[[Jet], Tensor], jet: Jet) -> None:
-    """Law: a field without derivatives costs nothing, and its gradient is zero rather than NaN."""
+    """Law: the penalty of a field without derivatives is zero, and its gradient is zero rather than NaN."""
     terms = torch.zeros_like(jet.terms).requires_grad_()
     cost = penalty(Jet(torch.ones_like(jet.value), terms))
     (slope,) = torch.autograd.grad(cost, terms, allow_unused=False)
@@ -54,7 +54,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def units_do_not_matter(fit: Callable[[Tensor], Callable[[Tensor], Tensor]], x: Tensor, *, rtol: float = 1e-4) -> None:
-    """Law: a field fitted to ``s x + t`` and read there equals the one fitted to and read at `x`.
+    """Law: a field fitted and evaluated at ``s x + t`` has the same values as one fitted and evaluated at `x`.
 
     `fit` takes coordinates (N, d) and returns the fitted field as a function of coordinates in the same units.
     """

@@ -1,49 +1,47 @@
 r"""Coordinate networks on the unit box, each layer written once for tensor and jet.
 
-A network is a frozen specification (numbers only, so it can be stored in a file) with one method,
-``build(n_in, n_out, generator)``, that gives the ``nn.Module`` mapping (N, n_in) coordinates in [-1, 1] to (N, n_out).
-:data:`NETWORKS` names them all.
+A network is a frozen specification of plain numbers, so that it can be stored in a file. Its method
+``build(n_in, n_out, generator)`` gives the ``nn.Module`` that maps (N, n_in) coordinates in [-1, 1] to (N, n_out).
+:data:`NETWORKS` maps names to networks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurst.core.jet import seed
-from neurst.core.lattice import Taps
+from neurst.core.arguments import SIZE, check_fields, number, several
+from neurst.core.spec import Registry
+from neurst.core.tensor_product import SparseRows, TensorProduct, TensorProductSum, derivatives_along
 
 
 class Network(ABC):
     """A network that can be named, stored and built."""
 
     @abstractmethod
-    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
-        """The module (N, n_in) -> (N, n_out), its start drawn from `generator`."""
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        """The module (N, n_in) -> (N, n_out) in float32, its initial weights drawn from `generator`."""
+
+    @abstractmethod
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        """The number of values in the ``state_dict()`` of the module, computed without building it.
+
+        A stored network is built only if the file holds this many values, so that a damaged file cannot exhaust the memory.
+        """
 
 
-def _positive(spec: Network, *names: str) -> None:
-    for name in names:
-        value = getattr(spec, name)
-        if not (value > 0 and math.isfinite(value)):
-            msg = f"`{type(spec).__name__}({name}={value!r})`: expected a positive number"
-            raise ValueError(msg)
-
-
-def _linear(n_in: int, n_out: int, bound: float, generator: torch.Generator | None, bias: bool = True) -> nn.Linear:
-    # without nn.Linear's own start, which would draw from the global generator
-    linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+def _linear(n_in: int, n_out: int, bound: float, generator: torch.Generator, bias: bool = True) -> nn.Linear:
+    # skip_init: nn.Linear's own initialisation would draw from torch's global generator
+    linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias, dtype=torch.float32)
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
     if bias:
-        # biases spread over the inputs' range, as nn.Linear's own start does
+        # biases spread over the range of the inputs, as in nn.Linear's own initialisation
         nn.init.uniform_(linear.bias, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator)
     return linear
 
@@ -56,18 +54,23 @@ class Sine(nn.Module):
         self.linear, self.omega = linear, omega
 
     def forward(self, x):  # (N, n_in) -> (N, n_out), tensor or jet
-        # omega goes on the small weight, not on the (N, n_out) result or its jet
+        # the small weight is multiplied by omega, rather than the (N, n_out) result or its jet
         bias = None if self.linear.bias is None else self.omega * self.linear.bias
         return torch.sin(F.linear(x, self.omega * self.linear.weight, bias))
 
 
-def _sine_layers(widths: list[int], omega: float, generator: torch.Generator | None, bias: bool) -> list[nn.Module]:
-    """Sine layers with the SIREN start: unit-variance arguments at every depth."""
+def _sine_layers(widths: list[int], omega: float, generator: torch.Generator, bias: bool) -> list[nn.Module]:
+    """Sine layers with the SIREN initialisation, under which the arguments of the sines have unit variance at every depth."""
     layers = []
     for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
         bound = 1 / n_in if k == 0 else math.sqrt(6 / n_in) / omega
         layers.append(Sine(_linear(n_in, n_out, bound, generator, bias), omega))
     return layers
+
+
+def _n_dense(n_in: int, width: int, n_out: int, n_inner: int) -> int:
+    """Weights and biases of ``n_in -> width -> ... -> width -> n_out``, with `n_inner` maps from width to width."""
+    return (n_in + 1) * width + n_inner * (width + 1) * width + (width + 1) * n_out
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,13 @@ class Siren(Network):
     width, depth
         Hidden features and number of sine layers.
     omega
-        Radians per unit of the box at the first layer, and the gain of the others: how fine the field can vary.
+        Frequency of the first layer in radians per unit of the box, and the gain of the other layers. With a larger value the
+        field can vary on a finer scale.
 
     Examples
     --------
     >>> import torch
-    >>> net = Siren(width=16, depth=2).build(2, 3)
+    >>> net = Siren(width=16, depth=2).build(2, 3, torch.Generator().manual_seed(0))
     >>> net(torch.zeros(5, 2)).shape
     torch.Size([5, 3])
     """
@@ -94,9 +98,12 @@ class Siren(Network):
     omega: float = 5.0
 
     def __post_init__(self):
-        _positive(self, "width", "depth", "omega")
+        check_fields(self)
 
-    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return _n_dense(n_in, self.width, n_out, self.depth - 1)
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
         layers = _sine_layers([n_in] + [self.width] * self.depth, self.omega, generator, bias=True)
         last = _linear(self.width, n_out, math.sqrt(6 / self.width) / self.omega, generator)
         return nn.Sequential(*layers, last)
@@ -121,9 +128,9 @@ class Fourier(Network):
     width, depth
         Hidden features and number of hidden layers.
     n_features
-        Random frequencies.
+        Number of random frequencies.
     scale
-        Their standard deviation, in radians per unit of the box.
+        Standard deviation of the frequencies, in radians per unit of the box.
     """
 
     width: int = 128
@@ -132,10 +139,13 @@ class Fourier(Network):
     scale: float = 4.0
 
     def __post_init__(self):
-        _positive(self, "width", "depth", "n_features", "scale")
+        check_fields(self)
 
-    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
-        frequencies = self.scale * torch.randn(self.n_features, n_in, generator=generator)
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return n_in * self.n_features + _n_dense(2 * self.n_features, self.width, n_out, self.depth - 1)
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        frequencies = self.scale * torch.randn(self.n_features, n_in, generator=generator, dtype=torch.float32)
         widths = [2 * self.n_features] + [self.width] * self.depth
         layers: list[nn.Module] = [_FourierFeatures(frequencies)]
         for a, b in itertools.pairwise(widths):
@@ -143,13 +153,13 @@ class Fourier(Network):
         return nn.Sequential(*layers, _linear(self.width, n_out, math.sqrt(1 / self.width), generator))
 
 
-class _LowRankTensor(nn.Module):
+class _LowRankTensor(TensorProduct):
     def __init__(self, factors: list[nn.Module], core: Tensor):  # core (r_1, ..., r_d, C)
         super().__init__()
         self.factors, self.core = nn.ModuleList(factors), nn.Parameter(core)
 
     def forward(self, x):  # (N, d) -> (N, C)
-        # contract one mode at a time: (N, r_1 .. r_d C) never stands in memory
+        # contract one axis at a time, so that no (N, r_1 .. r_d C) tensor is formed
         first, *rest = [factor(x[..., i : i + 1]) for i, factor in enumerate(self.factors)]
         out = F.linear(first, self.core.flatten(1).T)
         for i, factor in enumerate(rest, start=1):
@@ -157,23 +167,19 @@ class _LowRankTensor(nn.Module):
             out = torch.sum(out * torch.unsqueeze(factor, -1), -2)
         return out
 
-    def tucker_terms(self) -> list[nn.Module]:
-        return [self]
-
-    def tensor(self) -> Tensor:  # -> (r_1, ..., r_d, C)
+    def core_tensor(self) -> Tensor:  # -> (r_1, ..., r_d, C)
         return self.core
 
-    def along(self, axis: int, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
-        return _derivatives(self.factors[axis], t, order)
+    def factor_along(self, axis: int, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
+        return derivatives_along(self.factors[axis], t, order)
 
 
 @dataclass(frozen=True)
 class LowRank(Network):
     r"""Low-rank tensor function :cite:p:`Luo2025`: ``f(x) = C x_1 U_1(x_1) ... x_d U_d(x_d)``.
 
-    Each factor is a bias-free sine network of one coordinate, ``U_i(t) = W_3 sin(omega W_2 sin(omega W_1 t))``.
-    Bias-free sines are odd in t: each factor is therefore read at ``t + 2``, one box to the right, which also serves
-    non-odd signals.
+    Each factor is a sine network of one coordinate without biases, ``U_i(t) = W_3 sin(omega W_2 sin(omega W_1 t))``. Such a
+    network is an odd function of t. It is therefore evaluated at ``t + 2``, which lies in [1, 3], where it can have any shape.
 
     Parameters
     ----------
@@ -182,7 +188,7 @@ class LowRank(Network):
     width
         Hidden features of each factor.
     omega
-        Radians per unit of the box.
+        Frequency in radians per unit of the box.
     """
 
     rank: int = 32
@@ -190,16 +196,19 @@ class LowRank(Network):
     omega: float = 5.0
 
     def __post_init__(self):
-        _positive(self, "rank", "width", "omega")
+        check_fields(self)
 
-    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return n_in * self.width * (1 + self.width + self.rank) + self.rank**n_in * n_out
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
         factors = []
         for _ in range(n_in):
             layers = _sine_layers([1, self.width, self.width], self.omega, generator, bias=False)
             last = _linear(self.width, self.rank, math.sqrt(6 / self.width), generator, bias=False)
             factors.append(nn.Sequential(_Shift(2.0), *layers, last))
         shape = (self.rank,) * n_in + (n_out,)
-        core = torch.randn(shape, generator=generator) / math.sqrt(self.rank**n_in)
+        core = torch.randn(shape, generator=generator, dtype=torch.float32) / math.sqrt(self.rank**n_in)
         return _LowRankTensor(factors, core)
 
 
@@ -212,16 +221,25 @@ class _Shift(nn.Module):
         return x + self.by
 
 
-def _derivatives(function: Callable, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
-    """Values and derivatives of a function of one coordinate."""
-    if order == 0:
-        return [function(t)]
-    jet = function(seed(t, order=order))
-    return [jet.value, *(jet.derivative(k)[0] for k in range(1, order + 1))]
+# in grid cells; rounding may place border points this far outside the box, and they still use the cubic
+BORDER = 2.5e-4
 
 
-def _cubic_basis(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
-    """The four uniform cubic B-splines over a cell :cite:p:`Unser1999`."""
+def _cubic_basis(u):  # (N, 1), tensor or jet -> (N, 4)
+    """The four uniform cubic B-splines over a grid cell [0, 1] :cite:p:`Unser1999`, continued linearly beyond it.
+
+    Only points outside the box lie beyond their cell. There the cubic would grow fast.
+    """
+    low, high = torch.floor(u + BORDER) < 0, torch.floor(BORDER - u) < -1  # both False within [0, 1]
+    outside = low | high
+    if not outside.any():
+        return _cubic_basis_within(u)
+    edge = u * ~outside + high  # the nearest point of [0, 1]
+    slopes = torch.tensor([[-0.5, 0.0, 0.5, 0.0], [0.0, -0.5, 0.0, 0.5]], dtype=torch.float32, device=low.device)
+    return _cubic_basis_within(edge) + (u - edge) * (low * slopes[0] + high * slopes[1])
+
+
+def _cubic_basis_within(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
     square = u * u
     cube = square * u
     rising = cube * (1 / 6)
@@ -230,32 +248,32 @@ def _cubic_basis(u):  # (N, 1) in [0, 1], tensor or jet -> (N, 4)
     return torch.cat([1 - (rising + middle + second), second, middle, rising], -1)
 
 
-class _SplineGrid(nn.Module):
-    """Uniform cubic B-spline on the box: `cells` intervals an axis, 3 more coefficients for the border."""
+class _SplineGrid(TensorProduct):
+    """Uniform cubic B-spline on the box with `cells` intervals along each axis, which need ``cells + 3`` coefficients."""
 
     def __init__(self, n_out: int, cells: tuple[int, ...], sides: tuple[float, ...]):
         super().__init__()
         sizes = [c + 3 for c in cells]
-        self.coefficients = nn.Parameter(torch.zeros(math.prod(sizes), n_out))
+        self.coefficients = nn.Parameter(torch.zeros(math.prod(sizes), n_out, dtype=torch.float32))
         self.sizes = sizes
         strides = torch.tensor([math.prod(sizes[i + 1 :]) for i in range(len(sizes))])
         corners = torch.tensor(list(itertools.product(range(4), repeat=len(sizes))))
         self.register_buffer("cells", torch.tensor(cells), persistent=False)
-        self.register_buffer("sides", torch.tensor(sides), persistent=False)
+        self.register_buffer("sides", torch.tensor(sides, dtype=torch.float32), persistent=False)
         self.register_buffer("strides", strides, persistent=False)
         self.register_buffer("corners", corners @ strides, persistent=False)
 
     def _locate(self, x, cells: Tensor, sides: Tensor):
-        """Cells that coordinates lie in, and where in them."""
+        """The grid cells that coordinates lie in, and the positions within them."""
         position = (x + sides) * (cells / (2 * sides))
-        # beyond the box the polynomial of the border cell goes on
+        # points outside the box belong to the cell at the border
         cell = torch.floor(position).clamp(torch.zeros_like(cells), cells - 1)
         return cell.long(), position - cell
 
     def forward(self, x):  # (N, d) -> (N, C)
         cell, inside = self._locate(x, self.cells, self.sides)
         rows = (cell * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
-        # one axis at a time, so that no product of bases is as wide as 4^d
+        # contract one axis at a time, so that no products of 4^d basis functions are formed
         around = self.coefficients[rows].unflatten(1, (4, -1)).flatten(2)  # (N, 4, 4^(d-1) C)
         out = torch.einsum("...nk,nkc->...nc", _cubic_basis(inside[..., :1]), around)
         for i in range(1, cell.shape[-1]):
@@ -263,41 +281,29 @@ class _SplineGrid(nn.Module):
             out = torch.sum(torch.unflatten(out, -1, (4, -1)) * basis, -2)
         return out
 
-    def tensor(self) -> Tensor:  # -> (cells_1 + 3, ..., cells_d + 3, C)
+    def core_tensor(self) -> Tensor:  # -> (cells_1 + 3, ..., cells_d + 3, C)
         return self.coefficients.unflatten(0, self.sizes)
 
-    def along(self, axis: int, t: Tensor, order: int) -> list[Taps]:  # (n, 1) -> order + 1 times (n, cells + 3)
+    def factor_along(self, axis: int, t: Tensor, order: int) -> list[SparseRows]:  # -> order + 1 times (n, cells + 3)
         cells, sides = self.cells[axis], self.sides[axis]
         rows = self._locate(t, cells, sides)[0] + torch.arange(4, device=t.device)
-        weights = _derivatives(lambda u: _cubic_basis(self._locate(u, cells, sides)[1]), t, order)
-        return [Taps(rows, weight) for weight in weights]
-
-
-class _Sum(nn.Module):
-    def __init__(self, terms: list[nn.Module], n_out: int):
-        super().__init__()
-        self.terms, self.bias = nn.ModuleList(terms), nn.Parameter(torch.zeros(n_out))
-
-    def forward(self, x):
-        return sum((term(x) for term in self.terms), start=self.bias)
-
-    def tucker_terms(self) -> list[nn.Module]:
-        return list(self.terms)
+        weights = derivatives_along(lambda u: _cubic_basis(self._locate(u, cells, sides)[1]), t, order)
+        return [SparseRows(rows, weight) for weight in weights]
 
 
 @dataclass(frozen=True)
 class Spline(Network):
     r"""Multi-resolution cubic B-spline field :cite:p:`Unser1999`: the sum of one spline for each grid.
 
-    Only the 4^d coefficients around a point are read. First and second derivatives are exact and continuous; the third
-    is piecewise constant along an axis, and fourth ones hold between knots only.
+    The value at a point depends on 4^d coefficients of each grid only. First and second derivatives are continuous. The third
+    derivative along an axis is constant between knots, and the fourth is zero there.
 
     Parameters
     ----------
     cells
-        Intervals along the longest side of each grid, coarse to fine.
+        Number of intervals along the longest side, for each grid from coarse to fine.
     sides
-        Length of each axis as a share of the longest, so that no coefficient lies outside a long and narrow region; 1 for
+        Length of each axis as a share of the longest, so that a long and narrow region has no unused coefficients; 1 for
         every axis if empty.
     """
 
@@ -305,51 +311,43 @@ class Spline(Network):
     sides: tuple[float, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "cells", tuple(int(c) for c in self.cells))
-        object.__setattr__(self, "sides", tuple(float(s) for s in self.sides))
-        if not self.cells or min(self.cells) < 1:
-            msg = f"`Spline(cells={self.cells})`: expected one or more intervals per axis for each grid"
-            raise ValueError(msg)
-        if not all(0 < side <= 1 for side in self.sides):
-            msg = f"`Spline(sides={self.sides})`: expected shares of the longest side, above 0 and at most 1"
-            raise ValueError(msg)
+        check_fields(self, cells=several(SIZE), sides=several(number(0, 1, above=True), least=0))
 
-    def build(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Module:
+    def _grids(self, n_in: int) -> list[tuple[int, ...]]:
+        """Intervals along each axis of each grid."""
         sides = self.sides or (1.0,) * n_in
         if len(sides) != n_in:
             msg = f"`Spline(sides={self.sides})` has {len(sides)} axes: expected one for each of the {n_in} coordinates"
             raise ValueError(msg)
-        grids = [tuple(max(1, round(cells * side)) for side in sides) for cells in self.cells]
-        return _Sum([_SplineGrid(n_out, grid, sides) for grid in grids], n_out)
+        return [tuple(max(1, round(cells * side)) for side in sides) for cells in self.cells]
+
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return n_out * (1 + sum(math.prod(cells + 3 for cells in grid) for grid in self._grids(n_in)))
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        sides = self.sides or (1.0,) * n_in
+        return TensorProductSum([_SplineGrid(n_out, grid, sides) for grid in self._grids(n_in)], n_out)
 
 
-NETWORKS: dict[str, type[Network]] = {"siren": Siren, "fourier": Fourier, "lowrank": LowRank, "spline": Spline}
+class ConcatNet(nn.Module):
+    """Networks whose leading outputs are concatenated: (N, d) -> (N, m), tensor or jet.
 
-
-def as_network(network: str | Network) -> Network:
-    """The specification behind a name, or the specification itself.
-
-    Raises
-    ------
-    ValueError
-        If the name is none of :data:`NETWORKS`.
+    Parameters
+    ----------
+    nets
+        The networks.
+    widths
+        Number of leading outputs taken from each network.
     """
-    if isinstance(network, Network):
-        return network
-    if network not in NETWORKS:
-        msg = f"`network={network!r}` is unknown: choose one of {sorted(NETWORKS)}, or pass e.g. `Siren(width=64)`"
-        raise ValueError(msg)
-    return NETWORKS[network]()
+
+    def __init__(self, nets: list[nn.Module], widths: list[int]):
+        super().__init__()
+        self.nets, self.widths = nn.ModuleList(nets), tuple(map(int, widths))
+
+    def forward(self, x):
+        return torch.cat([net(x)[..., :width] for net, width in zip(self.nets, self.widths, strict=True)], -1)
 
 
-def to_dict(network: Network) -> dict:
-    """Name and numbers of a network, as plain values that a file can hold."""
-    name = next(name for name, cls in NETWORKS.items() if cls is type(network))
-    numbers = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(network).items()}
-    return {"name": name} | {k: v for k, v in numbers.items() if v != []}  # an empty list has no type in a file
-
-
-def from_dict(spec: dict) -> Network:
-    """The inverse of :func:`to_dict`."""
-    numbers = {k: v for k, v in spec.items() if k != "name"}
-    return NETWORKS[str(spec["name"])](**numbers)
+NETWORKS = Registry("network", "neurst.core.nets.NETWORKS", Network, "neurst.core.nets.Siren(width=64)")
+for _name, _cls in {"siren": Siren, "fourier": Fourier, "lowrank": LowRank, "spline": Spline}.items():
+    NETWORKS.register(_name)(_cls)

@@ -1,6 +1,6 @@
 r"""One Taylor rule per torch op, in four families: constant, linear, bilinear, recurrence.
 
-Every derivative formula of the package stands here and nowhere else. With ``u = sum_k u_k t^k`` and a function that
+Every derivative formula of the package is in this module. With ``u = sum_k u_k t^k`` and a function that
 satisfies an ordinary differential equation, the coefficients of the result follow from
 ``y' = g u'  =>  k y_k = sum_{j=1..k} j u_j g_{k-j}`` :cite:p:`Griewank2008`.
 """
@@ -14,26 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neurst.core.jet import Jet
-
-RULES: dict[Callable, Callable] = {}
-
-
-def rule(*ops: Callable) -> Callable:
-    """Register the decorated function as the Taylor rule of `ops`."""
-
-    def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(ops, function))
-        return function
-
-    return register
+from neurst.core.jet import RULES, Jet, rule
 
 
 def _jet(coefs: list[Tensor]) -> Jet:
     return Jet(coefs[0], coefs[1].unsqueeze(0) if len(coefs) == 2 else torch.stack(coefs[1:]))
 
 
-# ---- constant: piecewise constant ops carry no derivative; the result is a plain tensor
+# Constant family: the derivative of a piecewise constant op is zero, so the result is a plain tensor.
 
 
 @rule(torch.floor)
@@ -41,7 +29,7 @@ def _floor(u: Jet) -> Tensor:
     return u.value.floor()
 
 
-# ---- linear: the op acts on each coefficient alike; axes are counted from the end, where value and terms agree
+# Linear family: the op acts on each coefficient separately. Axes are counted from the end, where value and terms agree.
 
 
 def _trailing(op: Callable) -> Callable:
@@ -80,7 +68,7 @@ def _add(u: Jet | Tensor | float, v: Jet | Tensor | float) -> Jet:
         return Jet(u.value + v.value, u.terms + v.terms)
     u, v = (u, v) if isinstance(u, Jet) else (v, u)
     value = u.value + v
-    return Jet(value, u.terms.expand(*u.terms.shape[:2], *value.shape))
+    return Jet(value, u.terms.to(value).expand(*u.terms.shape[:2], *value.shape))
 
 
 @rule(torch.sub)
@@ -99,7 +87,7 @@ def _cat(jets: list[Jet], dim: int) -> Jet:
     return Jet(torch.cat([u.value for u in jets], dim), torch.cat([u.terms for u in jets], dim))
 
 
-# ---- bilinear: the Leibniz rule, c_k = sum_j a_j b_{k-j}
+# Bilinear family: the Leibniz rule, c_k = sum_j a_j b_{k-j}.
 
 
 def _leibniz(a: list[Tensor], b: list[Tensor], k: int) -> Tensor:
@@ -120,7 +108,7 @@ def _div(u: Jet | Tensor | float, v: Jet | Tensor | float) -> Jet:
     return _mul(u, _reciprocal(v) if isinstance(v, Jet) else 1 / v)
 
 
-# ---- recurrence
+# Recurrence family: coefficient k follows from those before it.
 
 
 def _integrate(y0: Tensor, u: list[Tensor], g: Callable[[list[Tensor], int], Tensor]) -> list[Tensor]:
@@ -137,7 +125,7 @@ def _sin_cos(u: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     s, c = [u[0].sin()], [u[0].cos()]
     for k in range(1, len(u)):
         s_k = sum(j * u[j] * c[k - j] for j in range(1, k + 1)) / k if k > 1 else u[1] * c[0]
-        if k + 1 < len(u):  # c_K itself is used by no s_k
+        if k + 1 < len(u):  # no s_k needs c_K
             c.append(-sum(j * u[j] * s[k - j] for j in range(1, k + 1)) / k)
         s.append(s_k)
     return s, c
@@ -174,7 +162,7 @@ def _sigmoid(u: Jet) -> Jet:
 
 @rule(F.softplus)
 def _softplus(u: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
-    # y' = sigmoid(beta u) u'; beyond the threshold, where torch returns u, the slope is 1 to exp(-threshold)
+    # y' = sigmoid(beta u) u'; beyond the threshold, where torch returns u, the slope is 1 up to exp(-threshold)
     g = _sigmoid(_mul(u, beta)).coefs
     return _jet(_integrate(F.softplus(u.value, beta, threshold), u.coefs, lambda _, k: g[k]))
 
@@ -231,7 +219,7 @@ def _pow(u: Jet, exponent: int) -> Jet:
     return out
 
 
-# ---- piecewise linear: exact slopes, but a silent zero Hessian would be a wrong answer
+# Piecewise linear ops have exact slopes. Higher orders raise an error, as a Hessian of zero would be a wrong answer.
 
 
 def _piecewise_linear(op: Callable, slope: Callable[[Tensor], Tensor]) -> Callable:

@@ -10,6 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.special import expit
 
+from neurst.core.arguments import SEED, check_fields, checked, whole
+
 # Shape of the section, in pitches; y points down.
 SLIDE = np.array([64.0, 56.0])  # width and height of the picture
 CENTRE = SLIDE / 2
@@ -29,26 +31,28 @@ NUCLEI = np.array([0.25, 1.1, 0.6, 1.4, 0.3, 2.6])
 N_SMOOTH = 4  # gradients
 STAINS = np.array([[0.65, 0.70, 0.29], [0.10, 0.80, 0.30]])  # optical density of haematoxylin and eosin in RGB
 HIRES_WIDTH = 600  # picture elements; the low-resolution picture is a third of it
+# every pattern needs a gene of its own, and the rates of all genes are held at once
+N_GENES = whole(20, 30_000)
 
 
 @dataclass(frozen=True)
 class SyntheticTissue:
-    r"""The known answer: log expected fraction of the library, for each gene at any point.
+    r"""The true field: log expected fraction of the library, for each gene at any point.
 
     .. math:: \log r_g(x) = \log \pi_g + \sum_k z_k(x) V_{kg} - \log Z_{c(g)}(x)
 
     All genes share ten programmes :math:`z_k`: the memberships of five layers and a small nucleus (they sum to one and
-    step like ``expit(distance / edge_width)``) and four smooth gradients with values in [-1, 1]. :math:`Z_c` closes
-    each of three classes of genes (layer and nucleus; gradient; flat) on its own: a class keeps its share of the
+    step like ``expit(distance / edge_width)``) and four smooth gradients with values in [-1, 1]. :math:`Z_c` normalises
+    each of three classes of genes (layer and nucleus; gradient; flat) on its own, so that a class has the same share of the
     library everywhere. So all rates sum to one, yet flat genes are exactly flat and gradient genes have no step.
 
     Coordinates are full-resolution pixels; one pitch, 100 um on the slide, is `pitch` pixels. The field is defined
-    off the tissue too; `inside` says where the tissue is.
+    outside the tissue as well; `inside` says where the tissue is.
 
     Parameters
     ----------
     n_genes
-        Number of genes, at least 20: about 57 % layer, 25 % gradient, 15 % flat and 3 % nucleus genes.
+        Number of genes, 20 to 30,000: about 57 % layer, 25 % gradient, 15 % flat and 3 % nucleus genes.
     random_state
         Seed of the shape, the mean levels and the loadings. The shape does not depend on `n_genes`.
 
@@ -66,25 +70,23 @@ class SyntheticTissue:
     edge_width: ClassVar[float] = 0.02  # in pitches
 
     def __post_init__(self):
-        if self.n_genes < 20:
-            msg = f"`n_genes` is {self.n_genes}, expected 20 or more: every pattern needs a gene of its own"
-            raise ValueError(msg)
+        check_fields(self, n_genes=N_GENES, random_state=SEED)
 
     @cached_property
     def origin(self) -> np.ndarray:  # (G,) str
-        """What shapes each gene: a region, ``Gradient`` or ``Flat``."""
+        """Pattern of each gene: the name of a region, ``Gradient`` or ``Flat``."""
         nucleus, flat, gradient = (max(1, round(share * self.n_genes)) for share in (0.03, 0.15, 0.25))
         layers = [(self.n_genes - nucleus - flat - gradient + i) // 5 for i in range(5)]
         return np.repeat([*REGIONS, "Gradient", "Flat"], [*layers, nucleus, gradient, flat])
 
     @cached_property
     def gene_names(self) -> list[str]:  # (G,)
-        """Origin and running number of each gene, such as ``Layer2_03``."""
+        """Pattern and running number of each gene, such as ``Layer2_03``."""
         number = pd.Series(self.origin).groupby(self.origin).cumcount() + 1
         return [f"{name}_{i:02d}" for name, i in zip(self.origin, number, strict=True)]
 
     def inside(self, coords: np.ndarray) -> np.ndarray:  # (N, 2) -> (N,) bool
-        """True on the tissue."""
+        """Whether points are in the tissue."""
         x, y = ((coords / self.pitch - CENTRE) / OUTLINE_AXES).T
         waves = np.cos(np.arctan2(y, x)[:, None] * OUTLINE_LOBES + self._shape["outline"])
         return np.hypot(x, y) < 1 + waves @ OUTLINE_HEIGHTS
@@ -107,14 +109,14 @@ class SyntheticTissue:
     def spot_rate(self, coords: np.ndarray) -> np.ndarray:  # (N, 2) -> (N, G)
         """Mean rate, not its logarithm, over the disc of a spot at each point."""
         i = np.arange(SPOT_NODES)
-        # Vogel's sunflower: every node stands for the same area of the disc
+        # Vogel's sunflower: every node represents the same area of the disc
         radius, angle = np.sqrt((i + 0.5) / SPOT_NODES), i * np.pi * (3 - np.sqrt(5))
         nodes = self.pitch * self.spot_diameter / 2 * radius * np.array([np.cos(angle), np.sin(angle)])
         return sum(np.exp(self.log_rate(coords + node)) for node in nodes.T) / SPOT_NODES
 
     @cached_property
     def _shape(self) -> dict[str, np.ndarray | float]:
-        # One stream each for shape, genes, counts and picture: 0 to 3
+        # shape, genes, counts and picture have independent random streams, 0 to 3
         rng = np.random.default_rng([0, self.random_state])
         at = rng.uniform(-0.7, 0.7)
         return {
@@ -131,10 +133,10 @@ class SyntheticTissue:
         rng = np.random.default_rng([1, self.random_state])
         n = self.n_genes
         log_level = rng.normal(0, 1, n)
-        # A marker is up by 0.8-2 at home and by up to half of that in the layers next door; the nucleus has none
-        home, touch = REGIONS[:, None] == self.origin, np.diag([1, 1, 1, 1, 0], 1)
-        regions = rng.uniform(0.8, 2, n) * (home + (touch + touch.T) @ home * rng.uniform(0, 0.5, home.shape))
-        # Markers drift a little along the gradients; a gradient gene follows one of them by 0.3-1, up or down
+        # log rates of a marker are raised by 0.8-2 in its own region, by up to half of that in adjacent layers (not the nucleus)
+        own, adjacent = REGIONS[:, None] == self.origin, np.diag([1, 1, 1, 1, 0], 1)
+        regions = rng.uniform(0.8, 2, n) * (own + (adjacent + adjacent.T) @ own * rng.uniform(0, 0.5, own.shape))
+        # markers follow the gradients weakly; a gradient gene follows one of them with a loading of 0.3-1, of either sign
         main = (np.arange(n) % N_SMOOTH == np.arange(N_SMOOTH)[:, None]) * (self.origin == "Gradient")
         gradients = rng.normal(0, 0.12, main.shape) + main * rng.uniform(0.3, 1, n) * rng.choice([-1, 1], n)
         gradients *= self.origin != "Flat"
@@ -157,6 +159,7 @@ class SyntheticTissue:
         return np.column_stack([planes, wave, bump])
 
 
+@checked(n_genes=N_GENES, random_state=SEED)
 def synthetic_visium(*, n_genes: int = 200, random_state: int = 0) -> AnnData:
     r"""About 2,000 hexagonal spots of integer counts drawn from a `SyntheticTissue`.
 
@@ -168,9 +171,9 @@ def synthetic_visium(*, n_genes: int = 200, random_state: int = 0) -> AnnData:
     Parameters
     ----------
     n_genes
-        Number of genes, at least 20.
+        Number of genes, 20 to 30,000.
     random_state
-        Seed of the tissue and of the counts.
+        Seed of every draw: the same seed on the same machine gives the same numbers.
 
     Returns
     -------
@@ -178,6 +181,11 @@ def synthetic_visium(*, n_genes: int = 200, random_state: int = 0) -> AnnData:
     `var["pattern"]`: ``layer``, ``nucleus``, ``gradient`` or ``flat``. `obsm["spatial"]`: x and y, float64, pixels of
     the full-resolution picture. `uns["spatial"]`: pictures and scale factors, as Space Ranger has them.
     `uns["synthetic"]`: the parameters of the tissue.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not valid.
 
     Examples
     --------

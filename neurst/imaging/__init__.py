@@ -1,21 +1,31 @@
 """Pictures, cubes and point clouds as continuous fields."""
 
+from neurst.core.field import load_field
+from neurst.core.tuning import LineSearch
 from neurst.imaging import metrics
-from neurst.imaging.cubes import Demixed, demix
-from neurst.imaging.points import Attributes, fit_attributes, recover_attributes
-from neurst.imaging.restore import denoise, fit_image, inpaint, upsample
-from neurst.imaging.surface import Surface, fit_surface
+from neurst.imaging.attributes import AttributeConfig, AttributeField, fit_attributes, recover_attributes
+from neurst.imaging.cubes import CubeConfig, DenoisedCube, denoise_cube
+from neurst.imaging.images import ImageConfig, denoise, fit_image, inpaint, upsample
+from neurst.imaging.options import FitOptions
+from neurst.imaging.surface import Surface, SurfaceConfig, fit_surface
 
 __all__ = [
-    "Attributes",
-    "Demixed",
+    "AttributeConfig",
+    "AttributeField",
+    "CubeConfig",
+    "DenoisedCube",
+    "FitOptions",
+    "ImageConfig",
+    "LineSearch",
     "Surface",
-    "demix",
+    "SurfaceConfig",
     "denoise",
+    "denoise_cube",
     "fit_attributes",
     "fit_image",
     "fit_surface",
     "inpaint",
+    "load_field",
     "metrics",
     "recover_attributes",
     "upsample",

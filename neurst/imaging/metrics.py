@@ -1,7 +1,7 @@
-r"""How close a picture, a cube or a point set is to the truth.
+r"""Scores of how close a picture, a cube or a point set is to the truth.
 
-One convention of range: floating-point pictures live in [0, 1], so that the data range of `psnr` and `ssim` is 1 unless another is given;
-integers have the range of their dtype, 255 for uint8. Nothing is clipped before it is scored.
+All scores use one convention for the data range: it is 1 for floating-point pictures, whose values are expected in [0, 1], unless another is
+given, and the range of the dtype for integers (255 for uint8). Values are not clipped before scoring.
 Pictures are (H, W) or (H, W, C), cubes (H, W, bands); scores are computed in float64.
 """
 
@@ -12,27 +12,29 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-WINDOW = 11  # pixels: a Gaussian of standard deviation 1.5 cut at 3.5 of them
+from neurst.core.arguments import POSITIVE, plain_array, real_array
+
+WINDOW = 11  # pixels of the window: a Gaussian of standard deviation 1.5, cut off at 3.5 standard deviations
 
 
 def psnr(image: ArrayLike, truth: ArrayLike, *, data_range: float | None = None) -> float:
-    r"""Peak signal-to-noise ratio :math:`10 \log_{10} (R^2 / \mathrm{MSE})` in dB, the mean taken over all entries at once.
+    r"""Peak signal-to-noise ratio :math:`10 \log_{10} (R^2 / \mathrm{MSE})` in dB, where the mean is over all entries.
 
     Parameters
     ----------
     image, truth
         Arrays of one shape, both of floating point or both of one integer dtype.
     data_range
-        R. None is 1 for floating point and the range of the dtype for integers.
+        R. None means 1 for floating point and the range of the dtype for integers.
 
     Returns
     -------
-    Decibels, not clipped; infinite where both are equal.
+    The ratio in decibels; infinite if both are equal.
 
     Raises
     ------
     ValueError
-        If shapes or dtypes do not fit, or an entry is not finite.
+        If shapes or dtypes differ, or an entry is not finite.
 
     Examples
     --------
@@ -45,18 +47,18 @@ def psnr(image: ArrayLike, truth: ArrayLike, *, data_range: float | None = None)
 
 
 def mpsnr(cube: ArrayLike, truth: ArrayLike, *, data_range: float | None = None) -> float:
-    """Mean over bands of the PSNR of each band, in dB: the usual score of hyperspectral cubes.
+    """Mean over bands of the PSNR of each band, in dB, which is the usual score of hyperspectral cubes.
 
     Parameters
     ----------
     cube, truth
         (H, W, bands), as for `psnr`.
     data_range
-        As for `psnr`, one for all bands.
+        As for `psnr`; the same for all bands.
 
     Returns
     -------
-    Decibels. By Jensen's inequality never below `psnr` of the whole cube.
+    The mean in decibels. By Jensen's inequality it is never below `psnr` of the whole cube.
 
     Examples
     --------
@@ -65,15 +67,16 @@ def mpsnr(cube: ArrayLike, truth: ArrayLike, *, data_range: float | None = None)
     30.0
     """
     cube, truth, data_range = _pair(cube, truth, data_range)
-    _need_bands("cube", truth)
+    if truth.ndim != 3:
+        raise ValueError(f"`cube` has shape {truth.shape}: give (H, W, bands)")
     errors = np.mean((cube - truth) ** 2, axis=(0, 1))
     return float(np.mean([_decibels(e, data_range) for e in errors]))
 
 
 def ssim(image: ArrayLike, truth: ArrayLike, *, data_range: float | None = None) -> float:
-    """Structural similarity, the mean over pixels, then over channels or bands :cite:p:`Wang2004`.
+    """Structural similarity :cite:p:`Wang2004`, averaged over pixels and then over channels or bands.
 
-    The window is Gaussian with a standard deviation of 1.5 pixels and covariances are divided by its whole weight, the paper's setting.
+    As in the paper, the window is Gaussian with a standard deviation of 1.5 pixels, and covariances are divided by the sum of its weights.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ def ssim(image: ArrayLike, truth: ArrayLike, *, data_range: float | None = None)
 
     Returns
     -------
-    At most 1, which equal pictures reach.
+    The similarity, at most 1, which is its value for equal pictures.
 
     Examples
     --------
@@ -123,8 +126,8 @@ def rmse(image: ArrayLike, truth: ArrayLike) -> float:
 def sam(cube: ArrayLike, truth: ArrayLike) -> float:
     r"""Mean spectral angle :math:`\arccos \frac{\langle u, v \rangle}{\|u\| \|v\|}` between the spectra of each pixel, in degrees.
 
-    Computed as :math:`2 \arctan (\|\hat u - \hat v\| / \|\hat u + \hat v\|)` of the unit spectra, which is exact for small angles too.
-    Pixels whose true spectrum is zero have no angle and are left out; a zero spectrum against one that is not counts as 90 degrees.
+    It is computed as :math:`2 \arctan (\|\hat u - \hat v\| / \|\hat u + \hat v\|)` from the unit spectra, which is accurate for small angles too.
+    Pixels whose true spectrum is zero have no angle and are left out. A zero spectrum in `cube` counts as 90 degrees.
 
     Parameters
     ----------
@@ -151,11 +154,11 @@ def sam(cube: ArrayLike, truth: ArrayLike) -> float:
 
 
 def chamfer(a: ArrayLike, b: ArrayLike) -> float:
-    r"""Symmetric Chamfer distance, half the sum of both one-sided means of distances, not squared:
+    r"""Symmetric Chamfer distance, the average of the two one-sided mean distances, which are not squared:
 
     .. math:: \tfrac12 \Big( \frac1{|A|} \sum_{a \in A} \min_{b \in B} \|a - b\| + \frac1{|B|} \sum_{b \in B} \min_{a \in A} \|a - b\| \Big)
 
-    Two samples of one surface are not at distance zero: with n points on an area S, a side has a floor of about
+    The distance between two random samples of the same surface is not zero: with n points on an area S, each one-sided mean is about
     :math:`\tfrac12 \sqrt{S / n}`.
 
     Parameters
@@ -181,50 +184,44 @@ def chamfer(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def _decibels(mse: float, data_range: float) -> float:
-    return 10 * math.log10(data_range**2 / mse) if mse > 0 else math.inf
+    return 20 * math.log10(data_range) - 10 * math.log10(mse) if mse > 0 else math.inf
 
 
 def _unit(spectra: NDArray) -> NDArray:
-    """Spectra of norm 1; zero stays zero."""
+    """Spectra scaled to norm 1; a zero spectrum stays zero."""
     norm = np.linalg.norm(spectra, axis=-1, keepdims=True)
     return spectra / np.where(norm > 0, norm, 1)
 
 
 def _pair(image: ArrayLike, truth: ArrayLike, data_range: float | None) -> tuple[NDArray, NDArray, float]:
-    """Both in float64, and the data range; the door of all scores of pictures."""
-    image, truth = np.asarray(image), np.asarray(truth)
+    """Both arrays, checked and in float64, and the data range."""
+    image, truth = plain_array("image", image), plain_array("truth", truth)
     if image.shape != truth.shape or truth.size == 0:
-        msg = f"the picture has shape {image.shape} and `truth` {truth.shape}: give two of one shape that is not empty"
+        msg = f"`image` has shape {image.shape} and `truth` {truth.shape}: pass two of one shape that is not empty"
         raise ValueError(msg)
     kinds = {image.dtype.kind, truth.dtype.kind}
     if kinds != {"f"} and not (kinds <= {"i", "u"} and image.dtype == truth.dtype):
         msg = (
-            f"the picture is {image.dtype} and `truth` {truth.dtype}: give both in floating point, in [0, 1], or both in "
+            f"`image` is {image.dtype} and `truth` {truth.dtype}: pass both in floating point, in [0, 1], or both in "
             "one integer dtype"
         )
         raise ValueError(msg)
     if data_range is None:
         limits = np.iinfo(truth.dtype) if kinds != {"f"} else None
         data_range = 1.0 if limits is None else float(limits.max) - float(limits.min)
-    if not (math.isfinite(data_range) and data_range > 0):
-        raise ValueError(f"`data_range` is {data_range}: give a positive number")
-    image, truth = image.astype(float), truth.astype(float)
-    for name, values in (("the picture", image), ("`truth`", truth)):
+    data_range = POSITIVE("data_range", data_range)
+    image, truth = real_array("image", image), real_array("truth", truth)
+    for name, values in (("image", image), ("truth", truth)):
         bad = np.count_nonzero(~np.isfinite(values))
         if bad:
-            raise ValueError(f"{name} is not finite at {bad} of {values.size} entries: fill or leave out those")
+            raise ValueError(f"`{name}` is not finite at {bad} of {values.size} entries: fill or leave out those")
     return image, truth, data_range
 
 
-def _need_bands(name: str, values: NDArray) -> None:
-    if values.ndim != 3:
-        raise ValueError(f"`{name}` has shape {values.shape}: give (H, W, bands)")
-
-
 def _points(name: str, points: ArrayLike) -> NDArray:
-    points = np.asarray(points, float)
+    points = real_array(name, points, advice="pass points (N, d)")
     if points.ndim != 2 or points.size == 0:
-        raise ValueError(f"`{name}` has shape {points.shape}: give points (N, d), at least one")
+        raise ValueError(f"`{name}` has shape {points.shape}: expected points (N, d), at least one")
     bad = np.count_nonzero(~np.isfinite(points).all(1))
     if bad:
         raise ValueError(f"`{name}` is not finite at {bad} of {len(points)} points: drop them first")

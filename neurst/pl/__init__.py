@@ -1,4 +1,4 @@
-"""Figures of stored results: they take and return matplotlib Axes, and neither fit nor change anything."""
+"""Figures of stored results. They take and return matplotlib Axes, and neither fit nor change anything."""
 
 from neurst.pl._holdout import holdout_score
 from neurst.pl._neurtv import gradient, history, superres

@@ -1,4 +1,4 @@
-"""Artists: points whose size is in the units of the coordinates, colour scales, arrows."""
+"""Parts of figures: points whose size is in the units of the coordinates, colour scales, arrows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurst.spatial.tissue import STEPS, Geometry, geometry
+from neurst.core.arguments import Rule, shown
+from neurst.spatial.geometry import STEPS, Geometry, geometry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,36 +21,55 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from matplotlib.quiver import Quiver
 
-WIDTH = 3.0  # of a panel, in inches
+WIDTH = 3.0  # width of a panel, in inches
 COLUMNS = 4  # most panels side by side
-ASPECTS = 0.65, 2.0  # least and largest height of a new panel, in widths; the label of a colour bar needs the least
-FAINT = 0.05  # arrows shorter than this, relative to the longest, would be dots
+ASPECTS = 0.65, 2.0  # least and largest height of a new panel, in widths; below, colour bar labels do not fit
+FAINT = 0.05  # shorter arrows, relative to the longest, would look like dots and are not drawn
 
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Points and what is drawn at them."""
+    """Points and the values that are drawn at them."""
 
     coords: NDArray  # (N, d)
     values: NDArray  # (N, G)
 
     @cached_property
     def layout(self) -> Geometry:
-        """The lattice they stand on, if any; a pitch of 1 if they are too few to tell."""
+        """The lattice of the points, or their spacing if irregular; a pitch of 1 if there are fewer than 4."""
         if len(np.unique(self.coords, axis=0)) < 4:
             d = self.coords.shape[1]
             return Geometry("irregular", 1.0, np.eye(d), self.coords[0], 1.0)
         return geometry(self.coords)
 
 
+def _colour_map(value: Any) -> Any:
+    import matplotlib
+    from matplotlib.colors import Colormap
+
+    if isinstance(value, Colormap):
+        return value
+    if not isinstance(value, str):
+        raise TypeError
+    if value not in matplotlib.colormaps:
+        raise ValueError
+    return str(value)
+
+
+CMAP = Rule(("the name of a colour map of matplotlib, such as 'viridis'", "a Colormap"), _colour_map)
+
+
 def bounds(clouds: Sequence[Cloud]) -> NDArray:  # -> (2, d)
     """Lower and upper corner of all points, with a margin."""
+    if any(len(cloud.coords) == 0 for cloud in clouds):
+        msg = "`adata` holds no spot in the tissue that could be drawn: expected at least one; look for a filter that dropped them all"
+        raise ValueError(msg)
     low = np.min([c.coords.min(0) - c.layout.pitch for c in clouds], axis=0)
     return np.stack([low, np.max([c.coords.max(0) + c.layout.pitch for c in clouds], axis=0)])
 
 
 def panels(shape: tuple[int, ...], ax: Any, limits: NDArray) -> NDArray:
-    """Axes in an array of `shape`: those given, or those of a new figure, with panels as high as `limits` (2, d) needs."""
+    """An array of Axes of this shape: `ax` if given, else those of a new figure with the aspect of `limits` (2, d)."""
     d = limits.shape[1]
     projection = "3d" if d == 3 else "rectilinear"
     if ax is None:
@@ -60,6 +80,10 @@ def panels(shape: tuple[int, ...], ax: Any, limits: NDArray) -> NDArray:
         names = ["one Axes" if s == () else f"an array of Axes of shape {s}" for s in (axes.shape, shape)]
         msg = f"`ax` is {names[0]}: expected {names[1]}"
         raise ValueError(msg)
+    others = [a for a in axes.flat if not hasattr(a, "get_xlim")]
+    if others:
+        msg = f"`ax` holds {shown(others[0])}: expected Axes of matplotlib"
+        raise TypeError(msg)
     wrong = [a.name for a in axes.flat if a.name != projection]
     if wrong:
         msg = f"`ax` has projection {wrong[0]!r}: positions in {d}-d need Axes with projection={projection!r}"
@@ -74,7 +98,7 @@ def new_axes(shape: tuple[int, ...], aspect: float, projection: str = "rectiline
     n = int(np.prod(shape))
     columns = min(n, COLUMNS)
     rows = -(-n // columns)
-    # compressed: as constrained, without the gaps that panels of equal aspect would leave
+    # unlike "constrained", "compressed" leaves no gaps between panels of equal aspect
     figure = plt.figure(figsize=(columns * (WIDTH + 0.6), rows * (WIDTH * aspect + 0.4)), layout="compressed")
     figure.get_layout_engine().set(wspace=0.04)
     grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": projection})
@@ -84,10 +108,10 @@ def new_axes(shape: tuple[int, ...], aspect: float, projection: str = "rectiline
 
 
 def tile(cloud: Cloud, size: float = 1.0) -> Path:
-    r"""Outline of a point in the units of the coordinates, centred at zero, `size` times what fills the plane.
+    r"""Outline of a point in the units of the coordinates, centred at zero. Tiles of `size` 1 fill the plane of a lattice.
 
-    On a lattice, the polygon with corners :math:`(n_k + n_{k+1}) / m` for the steps n to neighbours, anticlockwise, and m = 3
-    (hexagonal) or 2 (square): its copies at all lattice points meet without overlap. Else a disc as wide as the pitch.
+    On a lattice it is the polygon with corners :math:`(n_k + n_{k+1}) / m`, where n are the steps to neighbours, anticlockwise, and m = 3
+    (hexagonal) or 2 (square): copies at all lattice points meet without overlap. Otherwise it is a disc as wide as the pitch.
     """
     from matplotlib.path import Path
     from matplotlib.transforms import Affine2D
@@ -110,7 +134,7 @@ def picture(
     norm: Normalize,
     size: float,
 ) -> None:
-    """Column `g` of each cloud on Axes of its own, within the same limits and on the same colour scale."""
+    """Draw column `g` of each cloud on its own Axes, with the same limits and the same colour scale."""
     limits = bounds(clouds)
     for ax, cloud, title in zip(axes, clouds, titles, strict=True):
         points = draw_points(ax, cloud, g, cmap=cmap, norm=norm, size=size)
@@ -119,7 +143,7 @@ def picture(
 
 
 def draw_points(ax: Axes, cloud: Cloud, g: int, *, cmap: str | Colormap, norm: Normalize, size: float) -> Collection:
-    """Coloured points, as one rasterised collection; NaN is not drawn."""
+    """Draw coloured points as one rasterised collection; NaN is not drawn."""
     if cloud.coords.shape[1] == 3:
         return _draw_points_3d(ax, cloud, g, cmap=cmap, norm=norm, size=size)
     from matplotlib.collections import PathCollection
@@ -136,7 +160,7 @@ def draw_points(ax: Axes, cloud: Cloud, g: int, *, cmap: str | Colormap, norm: N
         cmap=cmap,
         norm=norm,
         linewidths=0,
-        antialiased=Path.CURVE4 in outline.codes,  # discs only: between tiles it would leave seams
+        antialiased=Path.CURVE4 in outline.codes,  # only for discs: tiles would get visible seams
         rasterized=True,
     )
     ax.add_collection(points, autolim=False)
@@ -162,7 +186,7 @@ def _draw_points_3d(
 
 
 def frame(ax: Axes, limits: NDArray, title: str) -> None:
-    """Limits (2, d), one scale for all axes, y downwards as in pictures (not in 3-d), no ticks."""
+    """Set limits (2, d), one scale for all axes, y downwards as in images (not in 3-d), and no ticks."""
     low, high = limits
     ax.set(xlim=(low[0], high[0]), xticks=[], yticks=[], title=title)
     if len(low) == 3:
@@ -198,18 +222,18 @@ def _limit(name: str, limit: float | str, values: NDArray) -> float:
 
 
 def colour_bar(ax: Axes, points: Collection, label: str, shown: NDArray) -> Colorbar:
-    """A colour bar as high as the panel, pointed where values `shown` go beyond it."""
+    """Add a colour bar as high as the panel, with pointed ends where the values `shown` go beyond its limits."""
     low, high, known = points.norm.vmin, points.norm.vmax, shown[np.isfinite(shown)]
     beyond = bool((known < low).any()), bool((known > high).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
-    place = ax.inset_axes([1.03, 0, 0.04, 1])  # follows the panel whatever its aspect
+    place = ax.inset_axes([1.03, 0, 0.04, 1])  # keeps the height of the panel, whatever its aspect
     bar = ax.figure.colorbar(points, cax=place, label=label, extend=extend, extendfrac=0.03)
     bar.outline.set_visible(False)
     return bar
 
 
 def thin(coords: NDArray, across: int) -> NDArray:
-    """Rows of points about evenly spread, `across` along the longer side: the one nearest the centre of each square."""
+    """Rows of evenly spread points: with `across` squares along the longer side, the point nearest the centre of each square."""
     at = (coords - coords.min(0)) / _square(coords, across)
     order = np.argsort(np.linalg.norm(at - np.floor(at) - 0.5, axis=1), kind="stable")
     _, first = np.unique(np.floor(at[order]), axis=0, return_index=True)
@@ -221,7 +245,7 @@ def _square(coords: NDArray, across: int) -> float:
 
 
 def draw_arrows(ax: Axes, coords: NDArray, gradient: NDArray, *, across: int) -> Quiver:
-    """Arrows at thinned points, length and direction those of the gradient (N, 2); the longest ones span two squares."""
+    """Draw arrows for the gradient (N, 2) at some of the points, see :func:`thin`; the longest ones are two squares long."""
     rows = thin(coords, across)
     length = np.linalg.norm(gradient[rows], axis=1)
     longest = np.percentile(length, 98)

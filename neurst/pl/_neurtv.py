@@ -1,4 +1,4 @@
-"""Figures of an expression field: values, derivatives, and how it was fitted."""
+"""Figures of an expression field: values, derivatives, and the history of its fit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,30 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from neurst.core.arguments import ANYTHING, NAMES, NONE, POSITIVE, SIZE, TEXT, checked, number
 from neurst.pl import _draw
-from neurst.spatial import door, slots
+from neurst.spatial.adata import read, results
+from neurst.spatial.adata.serialise import StoredFit, stored_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
 
+LIMIT = (number() | TEXT).advised("a percentile is given as 'p99.5'")
+SHARED = {
+    "adata": read.ADATA,
+    "key": read.KEY,
+    "gene_symbols": (NONE | TEXT).advised("a column of `var`"),
+    "cmap": NONE | _draw.CMAP,
+    "vmin": NONE | LIMIT,
+    "vmax": LIMIT,
+    "size": POSITIVE,
+    "ax": ANYTHING,
+}
+
+
+@checked(genes=NAMES, spots=NONE | read.ADATA, layer=NONE | TEXT, size_factors=ANYTHING, **SHARED)
 def superres(
     adata: AnnData,
     genes: Sequence[str] | str,
@@ -24,44 +40,48 @@ def superres(
     spots: AnnData | None = None,
     key: str = "neurtv",
     layer: str | None = None,
+    gene_symbols: str | None = None,
     size_factors: str | Sequence[float] | None = None,
-    cmap: str | Colormap = "viridis",
+    cmap: str | Colormap | None = None,
     vmin: float | str | None = None,
     vmax: float | str = "p99.5",
     size: float = 1.0,
     ax: Axes | ArrayLike | None = None,
 ) -> Axes | NDArray:
-    """Expression of genes in space, alone or beside what was measured, on one colour scale.
+    """Expression of genes in space, alone or next to the measured expression, on one colour scale.
 
-    Points are tiles of the lattice they stand on (hexagons, squares), else discs as wide as the median distance to the nearest
-    point; their size is in the units of the coordinates and follows the figure. y points down. NaN is not drawn, nor are spots
-    marked ``in_tissue == 0``.
+    Points of a lattice are drawn as tiles (hexagons, squares), other points as discs as wide as the median distance to the nearest
+    point. Their size is in the units of the coordinates, so they scale with the figure. y points down. NaN is not drawn, nor are
+    spots marked ``in_tissue == 0``.
 
     Parameters
     ----------
     adata
         What :func:`neurst.tl.neurtv_superres` or :func:`neurst.tl.neurtv_query` returned, drawn from `X`; or the fitted spots, drawn from
-        ``layers[key]``.
+        ``layers[key]`` (or ``obsm[key]``).
     genes
         One name, or several.
     spots
-        Measured spots, drawn to the left of each field in its unit: for counts, counts / library size * `target_sum`.
+        Measured spots, drawn to the left of each field in the unit of the field: for counts, counts / library size * `target_sum`.
     key
         Name of the fit.
     layer
-        Draw this layer instead, as it is.
+        Layer to draw, unchanged, instead of the field.
+    gene_symbols
+        Column of `var` with the names that `genes` and the figure use; ``var_names`` if None.
     size_factors
-        Library sizes of `spots`. If None, the column that :func:`neurst.tl.neurtv_fit` was given, else totals over all genes.
+        Library sizes, an array (n_obs,) or a column of `obs`; they belong to `spots`. None takes the column that :func:`neurst.tl.neurtv_fit`
+        was given, else totals over all genes.
     cmap
-        Colour map.
+        Colour map of matplotlib, or its name. None takes ``"viridis"``.
     vmin, vmax
         Ends of the colour scale: numbers, or percentiles of the field such as ``"p99.5"``. If None, `vmin` is 0 for counts, else
-        ``"p0.5"``. Where values go beyond, the colour bar is pointed.
+        ``"p0.5"``. An end of the colour bar is pointed if values go beyond it.
     size
-        Width of a point as a multiple of the above. In 3-d it is approximate.
+        Width of a point, as a multiple of its default width. In 3-d it is approximate.
     ax
-        Axes to draw on, as many as are returned and in that shape; a new figure if None. Colour bars stand to the right of them: make the
-        figure with ``layout="constrained"``. For 3-d positions with ``projection="3d"``.
+        Axes to draw on, in the shape that is returned; a new figure if None. Colour bars are placed to the right of the Axes: make the
+        figure with ``layout="constrained"``. For 3-d positions, Axes need ``projection="3d"``.
 
     Returns
     -------
@@ -75,7 +95,7 @@ def superres(
     Examples
     --------
     >>> import neurst
-    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20, random_state=1)
     >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
     >>> dense = neurst.tl.neurtv_superres(adata, factor=2)
     >>> neurst.pl.superres(dense, "Layer2_01").get_title()
@@ -86,81 +106,78 @@ def superres(
     if spots is not None and layer is not None:
         msg = f"`layer={layer!r}` and `spots` were both given, but a layer as it is has no common unit with the spots: pass one of them"
         raise ValueError(msg)
-    kept = slots.stored(adata, key)
-    names = _drawable(adata, kept, genes, layer)
-    clouds = [_field(adata, kept, key, names, layer)]
+    stored = stored_fit(adata, key)
+    names = _drawable(adata, stored, genes, layer, gene_symbols)
+    labels = results.gene_labels(adata, names, gene_symbols)
+    clouds = [_field(adata, stored, names, layer)]
     if spots is not None:
-        clouds.insert(0, _measured(spots, adata, kept, key, names, size_factors))
-    vmin = _lowest(kept, layer) if vmin is None else vmin
+        clouds.insert(0, _measured(spots, stored, names, size_factors))
+    if vmin is None:
+        vmin = 0.0 if stored.field.link.name == "log" and layer is None else "p0.5"
     norms = [_draw.scale(values, vmin, vmax) for values in clouds[-1].values.T]
-    shape = (*(() if isinstance(genes, str) else (len(names),)), *(() if spots is None else (2,)))
+    shape = (() if isinstance(genes, str) else (len(names),)) + (() if spots is None else (2,))
     axes = _draw.panels(shape, ax, _draw.bounds(clouds))
-    for g, (row, name) in enumerate(zip(axes.reshape(len(names), -1), names, strict=True)):
+    for g, (row, name) in enumerate(zip(axes.reshape(len(names), -1), labels, strict=True)):
         _draw.picture(
             row,
             clouds,
             g,
             titles=[name] if spots is None else [f"{name}, measured", f"{name}, field"],
-            label=_unit(kept, layer),
-            cmap=cmap,
+            label=_unit(stored, layer),
+            cmap="viridis" if cmap is None else cmap,
             norm=norms[g],
             size=size,
         )
     return axes[()]
 
 
-def _drawable(adata: AnnData, kept: slots.Stored, genes: Sequence[str] | str, layer: str | None) -> list[str]:
-    """Names of `adata`, and of the fit unless a layer is to be drawn as it is."""
-    fitted = set(kept.field.genes)
-    return door.known_genes(genes, [g for g in adata.var_names if layer is not None or g in fitted])
+def _drawable(
+    adata: AnnData, stored: StoredFit, genes: Sequence[str] | str, layer: str | None, gene_symbols: str | None
+) -> list[str]:
+    """The names of genes, which `adata` must hold, and also the fit unless a layer is drawn."""
+    genes = results.genes_of_symbols(adata, genes, gene_symbols)
+    fitted = set(stored.field.genes)
+    return read.known_genes(genes, [g for g in adata.var_names if layer is not None or g in fitted])
 
 
-def _field(adata: AnnData, kept: slots.Stored, key: str, names: list[str], layer: str | None) -> _draw.Cloud:
-    """The field at the points of `adata` that are tissue."""
-    layer = slots.values_layer(adata, key) if layer is None else layer
-    tissue = door.in_tissue(adata)
-    coords, values = door.read_coords(adata, kept.spatial_key), slots.read_genes(adata, names, layer)
+def _field(adata: AnnData, stored: StoredFit, names: list[str], layer: str | None) -> _draw.Cloud:
+    """The field, or a layer, at the points of `adata` in the tissue."""
+    values = results.read_values(adata, stored, names) if layer is None else read.read_genes(adata, names, layer)
+    coords, tissue = results.read_tissue(adata, stored)
     return _draw.Cloud(coords[tissue], values[tissue])
 
 
 def _measured(
-    spots: AnnData,
-    adata: AnnData,
-    kept: slots.Stored,
-    key: str,
-    names: list[str],
-    size_factors: str | Sequence[float] | None,
+    spots: AnnData, stored: StoredFit, names: list[str], size_factors: str | Sequence[float] | None
 ) -> _draw.Cloud:
-    """Measured expression in the unit of the field, at the spots that are tissue."""
-    names = door.known_genes(names, list(spots.var_names))
-    layer, spatial_key, column = slots.read_source(adata, key)
+    """Measured expression in the unit of the field, at the spots in the tissue."""
+    names = read.known_genes(names, list(spots.var_names))
+    layer, spatial_key, column = results.fitted_from(stored)
     size_factors = column if size_factors is None else size_factors
-    tissue = door.in_tissue(spots)
-    coords, values = door.read_coords(spots, spatial_key), slots.read_measured(spots, kept, names, layer, size_factors)
-    if coords.shape[1] != kept.field.n_dims:
-        msg = f"`spots` have {coords.shape[1]} coordinates, the field has {kept.field.n_dims}: pass the spots it was fitted to"
+    tissue, coords = read.in_tissue(spots), read.read_coords(spots, spatial_key)
+    values = results.read_measured(spots, stored, names, layer, size_factors)
+    if coords.shape[1] != stored.field.n_dims:
+        msg = f"`spots` have {coords.shape[1]} coordinates, the field has {stored.field.n_dims}: pass the spots it was fitted to"
         raise ValueError(msg)
     return _draw.Cloud(coords[tissue], values[tissue])
 
 
-def _unit(kept: slots.Stored, layer: str | None) -> str:
+def _unit(stored: StoredFit, layer: str | None) -> str:
     if layer is not None:
         return layer
-    if not kept.field.log_link:
+    if stored.field.link.name != "log":
         return "expression"
-    total = kept.field.target_sum
+    total = stored.field.target_sum
     return f"counts (library size {total:,.0f})" if total >= 10 else f"counts (library size {total:.2g})"
 
 
-def _lowest(kept: slots.Stored, layer: str | None) -> float | str:
-    return 0.0 if kept.field.log_link and layer is None else "p0.5"
-
-
+@checked(genes=NONE | NAMES, arrows=SIZE, **SHARED)
 def gradient(
     adata: AnnData,
     genes: Sequence[str] | str | None = None,
     *,
     key: str = "neurtv",
+    gene_symbols: str | None = None,
     arrows: int = 20,
     cmap: str | Colormap | None = None,
     vmin: float | str | None = None,
@@ -168,21 +185,23 @@ def gradient(
     size: float = 1.0,
     ax: Axes | ArrayLike | None = None,
 ) -> Axes | NDArray:
-    """Where expression changes: a map of all boundaries, or genes with arrows that point uphill.
+    """Where expression changes: a map of tissue boundaries, or genes with arrows that point to higher expression.
 
     Parameters
     ----------
     adata
-        Fitted spots, or a dense AnnData of the field, after :func:`neurst.tl.neurtv_gradient`.
+        The fitted spots, or what :func:`neurst.tl.neurtv_superres` returned, after :func:`neurst.tl.neurtv_gradient`.
     genes
-        One name, or several: expression with arrows for ``layers["<key>_dx"]`` and ``["<key>_dy"]`` at some of its points, of
-        length proportional to the derivative. If None, the map of ``obs["<key>_edge"]``, over all genes together.
+        One name, or several. Each is drawn as expression with arrows for ``layers["<key>_dx"]`` and ``["<key>_dy"]`` at some of the
+        points, of length proportional to the gradient. If None, the map of ``obs["<key>_boundary"]``, over all genes together.
     key
         Name of the fit.
+    gene_symbols
+        As in :func:`superres`.
     arrows
-        Arrows along the longer side of the tissue.
+        Number of arrows along the longer side of the tissue.
     cmap
-        Colour map; ``"viridis"`` for genes, ``"magma"`` for boundaries if None.
+        Colour map of matplotlib, or its name. None takes ``"viridis"`` for genes and ``"magma"`` for boundaries.
     vmin, vmax, size, ax
         As in :func:`superres`.
 
@@ -193,12 +212,12 @@ def gradient(
     Raises
     ------
     KeyError, ValueError
-        If there is no such fit or gene, no gradient was stored, or arrows are asked for in 3-d.
+        If there is no such fit or gene, no gradient was stored, or genes are given for 3-d positions.
 
     Examples
     --------
     >>> import neurst
-    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20, random_state=1)
     >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
     >>> neurst.tl.neurtv_gradient(adata)
     >>> neurst.pl.gradient(adata).get_title()
@@ -206,27 +225,22 @@ def gradient(
     >>> neurst.pl.gradient(adata, "Layer2_01").get_title()
     'Layer2_01'
     """
-    if arrows < 1:
-        msg = f"`arrows={arrows!r}`: expected a number >= 1, of arrows along the longer side"
-        raise ValueError(msg)
-    kept = slots.stored(adata, key)
+    stored = stored_fit(adata, key)
     if genes is None:
-        cloud = _edge(adata, kept, key)
+        cloud = _boundary(adata, stored)
         norm = _draw.scale(cloud.values, 0.0 if vmin is None else vmin, vmax)
         axes = _draw.panels((), ax, _draw.bounds([cloud]))
         style = {"cmap": "magma" if cmap is None else cmap, "norm": norm, "size": size}
-        _draw.picture(
-            axes.reshape(1), [cloud], 0, titles=["Boundaries"], label="edge strength per unit length", **style
-        )
+        label = "boundary strength per unit length"
+        _draw.picture(axes.reshape(1), [cloud], 0, titles=["Boundaries"], label=label, **style)
         return axes.item()
-    names = _drawable(adata, kept, genes, None)
-    if kept.field.n_dims == 3:
+    names = _drawable(adata, stored, genes, None, gene_symbols)
+    if stored.field.n_dims == 3:
         msg = "`genes`: arrows of 3-d positions cannot be read in a picture; call `neurst.pl.gradient(adata)` for the boundary map"
         raise ValueError(msg)
-    slopes = slots.read_gradient(adata, key, names, 2)[door.in_tissue(adata)]
-    cmap = "viridis" if cmap is None else cmap
-    axes = superres(adata, genes, key=key, cmap=cmap, vmin=vmin, vmax=vmax, size=size, ax=ax)
-    cloud = _field(adata, kept, key, names, None)
+    slopes = results.read_gradient(adata, stored, names, 2)[read.in_tissue(adata)]
+    axes = superres(adata, genes, key=key, gene_symbols=gene_symbols, cmap=cmap, vmin=vmin, vmax=vmax, size=size, ax=ax)
+    cloud = _field(adata, stored, names, None)
     for g, a in enumerate(np.ravel(np.asarray(axes, dtype=object))):
         drawn = np.isfinite(cloud.values[:, g])
         if drawn.any():
@@ -234,19 +248,21 @@ def gradient(
     return axes
 
 
-def _edge(adata: AnnData, kept: slots.Stored, key: str) -> _draw.Cloud:
-    """The boundary map at the points of `adata` that are tissue."""
-    tissue = door.in_tissue(adata)
-    return _draw.Cloud(door.read_coords(adata, kept.spatial_key)[tissue], slots.read_edge(adata, key)[tissue, None])
+def _boundary(adata: AnnData, stored: StoredFit) -> _draw.Cloud:
+    """The boundary map at the points of `adata` in the tissue."""
+    strength = results.read_boundary(adata, stored)
+    coords, tissue = results.read_tissue(adata, stored)
+    return _draw.Cloud(coords[tissue], strength[tissue, None])
 
 
+@checked(adata=read.ADATA, key=SHARED["key"], ax=ANYTHING)
 def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None) -> NDArray:
-    """How a field was fitted: the course of the final fits, and the choice of `lam`.
+    """How a field was fitted: the loss during the final fits, and the choice of `lam`.
 
     Parameters
     ----------
     adata
-        Holds a fit under ``uns[key]``.
+        The AnnData of :func:`neurst.tl.neurtv_fit`.
     key
         Name of the fit.
     ax
@@ -254,10 +270,10 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
 
     Returns
     -------
-    Array of two Axes. Against the step, for each member, means over ten steps: objective and negative log-likelihood in nats and, on an axis of its own to
-    the right, the penalty in box units, not multiplied by `lam`. Against the prior strength, for each penalty: the
-    held-out score of each one tried by short fits, and a line at that of the final fits: the one given, or
-    chosen (for counts 1.5 times the vertex of those scores).
+    Array of two Axes. The first one shows, for each member against the step, means over ten steps: objective and negative log-likelihood in nats
+    and, on an axis of its own to the right, the penalty in box units, not multiplied by `lam`. The second one shows, for each penalty, the
+    held-out score of every strength that was tried, and a line at the strength of the final fits: the one that was given, or
+    the one that was chosen (for counts 1.5 times the peak of the scores).
 
     Raises
     ------
@@ -267,16 +283,16 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
     Examples
     --------
     >>> import neurst
-    >>> adata = neurst.datasets.synthetic_visium(n_genes=20)
+    >>> adata = neurst.datasets.synthetic_visium(n_genes=20, random_state=1)
     >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
     >>> neurst.pl.history(adata).shape
     (2,)
     """
-    kept = slots.stored(adata, key)
-    trace, search, lam = slots.read_history(adata, key)
+    stored = stored_fit(adata, key)
+    trace, search, lam = results.read_history(stored)
     axes = _draw.panels((2,), ax, np.array([[0.0, 0.0], [1.0, 0.8]]))
     _draw_course(axes[0], trace)
-    _draw_choice(axes[1], search, lam, "deviance" if kept.field.log_link else "variance")
+    _draw_choice(axes[1], search, lam, "deviance" if stored.field.link.name == "log" else "variance")
     return axes
 
 

@@ -1,7 +1,8 @@
-r"""Gene loadings on a latent field that is held fixed: a convex problem for each gene, solved for many genes together.
+r"""Gene loadings: the directions that a fit starts from, and loadings on a latent field that is held fixed.
 
-With features ``f_i = (1, z_i)`` (N, 1 + r) and ``eta_ig = log t_i + b_g + V_g . z_i`` a gene's objective is
-``sum_i -log p(y_ig | eta_ig) + |V_g|^2 / 2``, the prior of :class:`neurst.core.fit.Loadings`.
+With features ``f_i = (1, z_i)`` (N, 1 + r) and the predictor ``eta_ig = b_g + V_g . z_i``, loadings of a gene on a fixed latent field minimise
+``sum_i -log p(y_ig | eta_ig) + |V_g|^2 / 2``, with the prior of :class:`neurst.core.heads.Loadings`. This is a convex problem for each
+gene; many genes are solved together.
 """
 
 from __future__ import annotations
@@ -9,28 +10,79 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
-from neurst.spatial.problem import Problem, moments
+from neurst.spatial.matrix import Matrix, by_column, dense, gene_chunks, moments
 
-CELLS = 4_000_000  # most entries of the matrix made dense at once
-ROWS = 8192  # spots whose products of features are held at once
+SPOTS_AT_ONCE = 8192  # spots whose products of features are in memory together
 
 
-def solve_loadings(
-    latent: NDArray, problem: Problem, *, inverse_dispersion: NDArray | None = None
+def signs(columns: NDArray) -> NDArray:  # (G, r) -> (r,)
+    """The sign of the largest entry of each column."""
+    return np.sign(columns[np.abs(columns).argmax(0), np.arange(columns.shape[1])])
+
+
+def singular_directions(
+    values: Matrix, outer: tuple[NDArray, NDArray], scales: tuple[NDArray, NDArray], rank: int, random_state: int = 0
+) -> NDArray:  # -> (G, r)
+    """Leading right singular vectors of residuals ``scale_i (y_ig - left_i right_g) scale_g``, without making the values dense.
+
+    The largest entry of each vector is positive: the signs that solvers return depend on rounding, and a fit depends on its starting signs.
+
+    Parameters
+    ----------
+    values
+        (N, G), dense or CSR.
+    outer
+        ``left`` (N,) and ``right`` (G,), whose outer product is subtracted.
+    scales
+        Factors of the rows (N,) and of the columns (G,).
+    rank
+        Number r of vectors.
+    random_state
+        Seed of the iterative solver.
+    """
+    n, g = values.shape
+    (left, right), (rows, columns) = outer, scales
+    if min(n, g) <= rank + 1:  # too few rows or columns for an iterative solver
+        residual = rows[:, None] * (dense(values) - np.outer(left, right)) * columns
+        directions = np.linalg.svd(residual, full_matrices=False)[2][:rank].T
+        return directions * signs(directions)
+
+    def forward(v):
+        v = columns * v.ravel()
+        return rows * (values @ v - left * (right @ v))
+
+    def adjoint(u):
+        u = rows * u.ravel()
+        return columns * (values.T @ u - right * (left @ u))
+
+    from scipy.sparse.linalg import LinearOperator, svds  # slow to import
+
+    start = np.random.default_rng(random_state).standard_normal(min(n, g))
+    operator = LinearOperator((n, g), matvec=forward, rmatvec=adjoint, dtype=float)
+    _, s, vt = svds(operator, k=rank, v0=start, solver="arpack")
+    directions = vt[np.argsort(-s)].T
+    return directions * signs(directions)
+
+
+def count_loadings(
+    latent: NDArray, counts: Matrix, size: NDArray, rate: NDArray, inverse_dispersion: NDArray | None = None
 ) -> tuple[NDArray, NDArray]:
-    r"""Loadings and intercepts of all genes of a problem on a latent field.
+    r"""Loadings and intercepts of genes with counts, log link and offset ``log size``, on a latent field.
 
     Parameters
     ----------
     latent
         (N, r) values of the field at the spots.
-    problem
-        Spots and genes, each of which holds something to fit (:meth:`Problem.active`).
+    counts
+        (N, G), dense or CSR. Every gene must have counts.
+    size
+        (N,) library sizes.
+    rate
+        (G,) mean rates, the starting point of the iteration.
     inverse_dispersion
-        (G,) :math:`\phi = 1 / \theta` of a negative binomial; 0, or None, is Poisson. Not used for normalised data.
+        (G,) :math:`\phi = 1 / \theta` of a negative binomial; 0, or None, is Poisson.
 
     Returns
     -------
@@ -41,51 +93,48 @@ def solve_loadings(
     >>> rng = np.random.default_rng(0)
     >>> z = rng.standard_normal((500, 1))
     >>> counts = rng.poisson(10 * np.exp(0.5 * z)).astype(float)
-    >>> v, b = solve_loadings(z, Problem(z, counts, np.ones(500), np.array(["a"])))
+    >>> v, b = count_loadings(z, counts, np.ones(500), np.array([11.0]))
     >>> bool(abs(v[0, 0] - 0.5) < 0.05), bool(abs(b[0] - np.log(10)) < 0.05)
     (True, True)
     """
     features = np.column_stack([np.ones(len(latent)), latent])
-    if problem.size is None:
-        return _gaussian(features, problem)
-    f, size = torch.from_numpy(features).float(), torch.from_numpy(problem.size).float()[:, None]
-    null, g = problem.null(), len(problem.genes)
-    phi = np.zeros(g) if inverse_dispersion is None else inverse_dispersion
-    columns = problem.values.tocsc() if sparse.issparse(problem.values) else problem.values
-    step, found = max(1, CELLS // len(latent)), []
-    for start in range(0, g, step):
-        part = slice(start, start + step)
-        y = columns[:, part].toarray() if sparse.issparse(columns) else columns[:, part]
-        y = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32))
-        found.append(_newton(f, size, y, torch.from_numpy(null[part]), torch.from_numpy(phi[part]).float()))
+    f, size = torch.from_numpy(features).float(), torch.from_numpy(size).float()[:, None]
+    phi = np.zeros(counts.shape[1]) if inverse_dispersion is None else inverse_dispersion
+    columns, found = by_column(counts), []
+    for genes in gene_chunks(counts.shape):
+        y = torch.from_numpy(np.ascontiguousarray(dense(columns[:, genes]), dtype=np.float32))
+        found.append(_newton(f, size, y, torch.from_numpy(rate[genes]), torch.from_numpy(phi[genes]).float()))
     beta = torch.cat(found).numpy()
     return beta[:, 1:], beta[:, 0]
 
 
 def _newton(
-    f: Tensor, size: Tensor, y: Tensor, null: Tensor, phi: Tensor, *, most: int = 50, tolerance: float = 1e-4
+    f: Tensor, size: Tensor, y: Tensor, rate: Tensor, phi: Tensor, *, most: int = 50, tolerance: float = 1e-4
 ) -> Tensor:
-    """Newton steps (Fisher scoring) from the null, a gene's step halved while its objective rises: (C, 1 + r) float64."""
+    """Coefficients (C, 1 + r), float64, by Newton steps (Fisher scoring) from the mean rates.
+
+    The step of a gene is halved while it would raise the objective.
+    """
     k = f.shape[1]
     prior = torch.ones(k, dtype=torch.double)
     prior[0] = 0.0
-    best = torch.zeros(len(null), k, dtype=torch.double)
-    best[:, 0] = null.log()
+    best = torch.zeros(len(rate), k, dtype=torch.double)
+    best[:, 0] = rate.log()
     lowest, slope, curve = _objective(f, size, y, phi, best, prior)
     move = torch.linalg.solve(curve, slope)
-    length, open_ = torch.ones(len(null), dtype=torch.double), torch.arange(len(null))
+    length, active = torch.ones(len(rate), dtype=torch.double), torch.arange(len(rate))
     for _ in range(most):
-        # what a full step would gain, in nats
-        open_ = open_[((move[open_] * slope[open_]).sum(1) / 2 > tolerance) & (length[open_] > 1e-3)]
-        if not len(open_):
+        # genes for which a full step is expected to lower the objective by more than the tolerance, in nats
+        active = active[((move[active] * slope[active]).sum(1) / 2 > tolerance) & (length[active] > 1e-3)]
+        if not len(active):
             break
-        trial = best[open_] - length[open_, None] * move[open_]
-        now, new_slope, new_curve = _objective(f, size, y[:, open_], phi[open_], trial, prior)
-        better = now < lowest[open_]
-        taken = open_[better]
+        trial = best[active] - length[active, None] * move[active]
+        now, new_slope, new_curve = _objective(f, size, y[:, active], phi[active], trial, prior)
+        better = now < lowest[active]
+        taken = active[better]
         best[taken], lowest[taken], slope[taken] = trial[better], now[better], new_slope[better]
         move[taken], length[taken] = torch.linalg.solve(new_curve[better], new_slope[better]), 1.0
-        length[open_[~better]] /= 2
+        length[active[~better]] /= 2
     return best
 
 
@@ -97,8 +146,8 @@ def _objective(
     value, slope = (prior * beta**2).sum(1) / 2, prior * beta
     curve = torch.diag(prior).repeat(c, 1, 1)
     linear = beta.T.float()
-    for rows in range(0, len(f), ROWS):
-        at = slice(rows, rows + ROWS)
+    for start in range(0, len(f), SPOTS_AT_ONCE):
+        at = slice(start, start + SPOTS_AT_ONCE)
         eta = f[at] @ linear
         mean = size[at] * eta.exp()
         shrink = 1 / (1 + phi * mean)
@@ -112,11 +161,16 @@ def _objective(
     return value, slope, curve
 
 
-def _gaussian(features: NDArray, problem: Problem, rounds: int = 5) -> tuple[NDArray, NDArray]:
-    """Ridge regression in units of each gene's standard deviation, its noise scale found in a few rounds from moments alone."""
-    mean, sd = moments(problem.values)
+def gaussian_loadings(latent: NDArray, values: Matrix, rounds: int = 5) -> tuple[NDArray, NDArray]:
+    """Loadings V (G, r) and intercepts b (G,) of normalised values with Gaussian noise, on a latent field (N, r).
+
+    This is ridge regression in units of each gene's standard deviation. The coefficients and the noise of a gene are updated in turn for a
+    few `rounds`, which needs only moments of the data.
+    """
+    features = np.column_stack([np.ones(len(latent)), latent])
+    mean, sd = moments(values)
     gram, n = features.T @ features, len(features)
-    cross = np.asarray((problem.values.T @ features) - np.outer(mean, features.sum(0))) / sd[:, None]
+    cross = np.asarray((values.T @ features) - np.outer(mean, features.sum(0))) / sd[:, None]
     noise, ridge = np.ones(len(mean)), np.diag(np.append(0.0, np.ones(features.shape[1] - 1)))
     for _ in range(rounds):
         beta = np.linalg.solve(gram / noise[:, None, None] + ridge, (cross / noise[:, None])[..., None])[..., 0]

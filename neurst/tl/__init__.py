@@ -1,4 +1,4 @@
-"""Tools: fit a field, read it, differentiate it, score it."""
+"""Tools: fit a field, evaluate it, differentiate it, score it."""
 
 from neurst.tl._holdout import holdout_score
 from neurst.tl._neurtv import neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres

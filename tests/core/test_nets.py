@@ -1,21 +1,11 @@
-import io
-import json
-import math
-
 import pytest
 import torch
-from draws import normal, uniform
+from draws import NETWORKS, normal, uniform
 
 from neurst.core.check import jet_matches_nesting, state_of
 from neurst.core.jet import derivative
-from neurst.core.nets import NETWORKS, Fourier, LowRank, Siren, Spline, as_network, from_dict, to_dict
-
-SPECS = {
-    "siren": Siren(width=7, depth=2, omega=3.0),
-    "fourier": Fourier(width=7, depth=2, n_features=3, scale=2.0),
-    "lowrank": LowRank(rank=3, width=5, omega=3.0),
-    "spline": Spline(cells=(2, 5)),
-}
+from neurst.core.nets import NETWORKS as REGISTRY
+from neurst.core.nets import Fourier, Siren, Spline
 
 
 def build(spec, d=2, c=3, seed=0):
@@ -30,7 +20,7 @@ def moved(net):
     return net
 
 
-def one_grid(d, cells=3):
+def one_grid(d, cells):
     """The basis functions of one spline grid: (N, d) -> (N, (cells + 3)^d)."""
     net = build(Spline(cells=(cells,)), d, (cells + 3) ** d)
     with torch.no_grad():
@@ -38,19 +28,23 @@ def one_grid(d, cells=3):
     return net
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("d", [1, 2, 3])
+def test_every_registered_network_is_tested_here():
+    assert NETWORKS.keys() == REGISTRY.keys()
+
+
+@pytest.mark.parametrize(("d", "order"), [(1, 4), (2, 3), (3, 2)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_jet_of_a_network_agrees_with_nested_forward_mode(name, d, order):
-    net, x = moved(build(SPECS[name], d)), uniform(5, d)
-    jet_matches_nesting(net, x, normal(2, d, seed=1), order)
+    net, x = moved(build(NETWORKS[name], d)), uniform(5, d)
+    for k in range(1, order + 1):
+        jet_matches_nesting(net, x, normal(2, d, seed=1), k)
     assert net(x).shape == (5, 3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_generator_settles_the_start_and_the_global_one_is_not_touched(name):
     state = torch.get_rng_state()
-    first, again, other = (state_of(build(SPECS[name], seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (state_of(build(NETWORKS[name], seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     if name != "spline":  # starts at zero
@@ -58,120 +52,111 @@ def test_a_generator_settles_the_start_and_the_global_one_is_not_touched(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_saved_state_brings_the_network_back(name):
-    net, x, file = moved(build(SPECS[name])), uniform(5, 2), io.BytesIO()
-    torch.save(net.state_dict(), file)
-    other = build(SPECS[name], seed=1)
-    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    assert torch.equal(other(x), net(x))
+def test_weights_are_float32_whatever_the_default_type_is(name):
+    before = torch.get_default_dtype()
+    plain = state_of(NETWORKS[name].build(2, 3, torch.Generator().manual_seed(0)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = state_of(NETWORKS[name].build(2, 3, torch.Generator().manual_seed(0)))
+    finally:
+        torch.set_default_dtype(before)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_specification_comes_back_from_plain_values(name):
-    stored = json.loads(json.dumps(to_dict(SPECS[name])))
-    assert stored == to_dict(SPECS[name])  # no tuples: a file gives back lists
-    assert stored["name"] == name
-    assert from_dict(stored) == SPECS[name]
+COUNTED = [
+    *NETWORKS.values(),
+    Siren(width=5, depth=1),
+    Fourier(width=5, depth=1, n_features=2),
+    Spline(cells=(1, 2, 8), sides=(1.0, 0.3, 0.02)),
+]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_name_is_the_default_specification_and_a_specification_is_itself(name):
-    assert as_network(name) == NETWORKS[name]()
-    assert as_network(SPECS[name]) is SPECS[name]
+@pytest.mark.parametrize("spec", COUNTED, ids=repr)
+def test_the_number_of_weights_is_known_without_building_the_network(spec):
+    for d, c in [(3, 4)] if getattr(spec, "sides", ()) else [(1, 1), (2, 3), (3, 4)]:
+        assert spec.n_weights(d, c) == sum(value.numel() for value in build(spec, d, c).state_dict().values())
 
 
-def test_an_unknown_network_is_told_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"`network='mlp'` is unknown: choose one of \['fourier', 'lowrank', 'siren', 'spline'\]"
-    ):
-        as_network("mlp")
+# ---- splines
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Siren(width=0), r"Siren\(width=0\)`: expected a positive number"),
-        (lambda: Siren(depth=-1), r"Siren\(depth=-1\)"),
-        (lambda: Siren(omega=math.nan), r"Siren\(omega=nan\)"),
-        (lambda: Fourier(n_features=0), r"Fourier\(n_features=0\)"),
-        (lambda: Fourier(scale=math.inf), r"Fourier\(scale=inf\)"),
-        (lambda: LowRank(rank=0), r"LowRank\(rank=0\)"),
-        (lambda: Spline(cells=()), r"Spline\(cells=\(\)\)`: expected one or more intervals"),
-        (lambda: Spline(cells=(4, 0)), r"Spline\(cells=\(4, 0\)\)"),
-    ],
-)
-def test_a_specification_names_the_number_it_refuses(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def slices(net, at, axis, order):
+    """Value or derivative along one axis."""
+    direction = torch.eye(at.shape[1], dtype=at.dtype)[axis : axis + 1]
+    return net(at) if order == 0 else derivative(net, at, direction, order)[0]
 
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_a_spline_is_twice_continuously_differentiable_across_knots(d):
-    net, eps = moved(build(Spline(cells=(4,)), d)), 1e-9
+    net, eps = moved(build(Spline(cells=(4,)), d)), 1e-9 * torch.eye(d).double()[:1]
     knots = torch.cat([torch.tensor([[-0.5], [0.0], [0.5]]).double(), uniform(3, d - 1)], 1)
-    axis = torch.eye(d).double()[:1]
     for order in (0, 1, 2, 3):
-        read = net if order == 0 else lambda x, k=order: derivative(net, x, axis, k)[0]
-        jump = (read(knots + eps * axis) - read(knots - eps * axis)).abs()
+        jump = (slices(net, knots + eps, 0, order) - slices(net, knots - eps, 0, order)).abs()
         assert jump.max() < 1e-6 if order < 3 else jump.min() > 1e-3
 
 
-@pytest.mark.parametrize("d", [1, 2])
-def test_a_spline_reproduces_cubic_polynomials_in_the_box_and_beyond(d):
-    def polynomials(x):
-        return torch.stack([torch.ones(len(x)).double(), x[:, 0], x[:, -1] ** 2, x[:, 0] ** 3 * x[:, -1]], 1)
+@pytest.mark.parametrize("sides", [(), (1.0, 0.3)], ids=["square", "long and narrow"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_spline_is_continued_linearly_beyond_the_box(axis, sides):
+    net = moved(build(Spline(cells=(2, 5), sides=sides)))
+    border, out = 0.2 * uniform(6, 2, seed=1), torch.eye(2).double()[axis]
+    side = (sides or (1.0, 1.0))[axis]
+    border[:, axis] = side * torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    out = out * border[:, axis, None].sign()  # points out of the box
+    for order in (0, 1):
+        inside, outside = (slices(net, border + eps * out, axis, order) for eps in (-1e-9, 1e-9))
+        torch.testing.assert_close(outside, inside, rtol=0, atol=1e-6)
+    value, slope = net(border), derivative(net, border - 1e-12 * out, out[None], 1)[0]
+    for distance in (1e-3, 0.4, 30.0):
+        torch.testing.assert_close(net(border + distance * out), value + distance * slope, rtol=1e-8, atol=1e-8)
+        for order in (2, 3):
+            assert (slices(net, border + distance * out, axis, order) == 0).all()
 
-    if d == 1:
-        polynomials = lambda x: torch.cat([x**0, x, x**2, x**3], 1)
-    basis, x, beyond = one_grid(d), uniform(200, d), uniform(50, d, low=-1.2, high=1.2)
-    coefficients = torch.linalg.lstsq(basis(x), polynomials(x)).solution
-    torch.testing.assert_close(basis(beyond) @ coefficients, polynomials(beyond))
+
+def test_the_border_of_the_box_belongs_to_the_box_in_float32_too():
+    for side in torch.linspace(0.1, 1.0, 31).tolist():
+        net = moved(build(Spline(cells=(8, 32), sides=(1.0, side)))).float()
+        border = torch.tensor([[0.3, side], [0.3, -side]])
+        at_border, inside = (slices(net, border * torch.tensor([1.0, k]), 1, 2) for k in (1, 1 - 1e-5))
+        torch.testing.assert_close(at_border, inside, rtol=0.01, atol=0.01 * float(inside.detach().abs().max()))
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_the_basis_functions_of_a_spline_sum_to_one_and_are_independent(d):
-    basis = one_grid(d, cells=2)(uniform(400, d))
-    torch.testing.assert_close(basis.sum(1), torch.ones(400).double())
-    assert (basis >= -1e-15).all()
-    assert torch.linalg.matrix_rank(basis) == 5**d
+def test_the_basis_functions_of_a_spline_sum_to_one_and_reproduce_cubic_polynomials_in_the_box(d):
+    cubics = lambda x: torch.cat([x[:, :1] ** 0, x, x[:, :1] * x**2, x**3], 1)
+    basis, x, elsewhere = one_grid(d, cells=2), uniform(400, d), uniform(50, d, seed=1)
+    torch.testing.assert_close(basis(x).sum(1), torch.ones(400).double())
+    assert (basis(x) >= -1e-15).all()
+    assert torch.linalg.matrix_rank(basis(x)) == 5**d
+    coefficients = torch.linalg.lstsq(basis(x), cubics(x)).solution
+    torch.testing.assert_close(basis(elsewhere) @ coefficients, cubics(elsewhere))
 
 
-def test_the_fields_of_several_grids_add_up():
-    both, x = moved(build(Spline(cells=(2, 5)))), uniform(5, 2)
-    torch.testing.assert_close(both(x), both.terms[0](x) + both.terms[1](x) + both.bias)
+def test_a_short_axis_has_fewer_cells_and_wrong_sides_are_refused():
+    sizes = [term.core_tensor().shape for term in Spline(cells=(8, 2), sides=(1.0, 0.25)).build(2, 1, None).terms]
+    assert sizes == [(8 + 3, 2 + 3, 1), (2 + 3, 1 + 3, 1)]
+    with pytest.raises(ValueError, match=r"sides=\(1.0, 0.25\).* has 2 axes: expected one for each of the 3"):
+        Spline(sides=(1.0, 0.25)).build(3, 1, None)
+
+
+# ---- the other networks
 
 
 @pytest.mark.parametrize(("d", "equation"), [(1, "ax,na->nx"), (2, "abx,na,nb->nx"), (3, "abcx,na,nb,nc->nx")])
 def test_a_low_rank_function_is_its_core_times_its_factors(d, equation):
-    net, x = build(SPECS["lowrank"], d), uniform(5, d)
+    net, x = build(NETWORKS["lowrank"], d), uniform(5, d)
     factors = [factor(x[:, i : i + 1]) for i, factor in enumerate(net.factors)]
     torch.testing.assert_close(net(x), torch.einsum(equation, net.core, *factors))
 
 
-def test_a_factor_is_not_odd():
-    factor, t = build(SPECS["lowrank"]).factors[0], uniform(5, 1)
-    assert (factor(t) + factor(-t)).abs().min() > 1e-3
-
-
 @pytest.mark.parametrize("depth", [2, 4])
-def test_the_arguments_of_the_sines_start_with_unit_variance_at_every_depth(depth):
-    net, h = build(Siren(width=256, depth=depth)), uniform(500, 2)
+def test_the_arguments_of_the_sines_span_omega_at_first_and_have_unit_variance_at_every_depth(depth):
+    net, h = build(Siren(width=256, depth=depth, omega=20.0)), uniform(500, 2)
     for layer in list(net)[:-1]:
         argument = layer.omega * layer.linear(h)
-        if layer is not net[0]:  # the first one spans omega radians
+        if layer is net[0]:
+            assert 20 / 2 < argument.abs().max() < 2 * 20  # with the bias
+        else:
             assert 0.7 < argument.std() < 1.3
         h = layer(h)
-
-
-def test_omega_is_the_frequency_of_the_first_layer():
-    x = uniform(5, 2)
-    slow, fast = (build(Siren(width=6, depth=1, omega=omega)) for omega in (1.0, 4.0))
-    torch.testing.assert_close(fast[0](x), torch.sin(4.0 * slow[0].linear(x)))
-
-
-def test_fourier_features_are_sines_and_cosines_of_random_phases():
-    spec, x = Fourier(n_features=500, scale=2.0), uniform(5, 2)
-    features = build(spec)[0]
-    phase = x @ features.frequencies.T
-    torch.testing.assert_close(features(x), torch.cat([phase.sin(), phase.cos()], 1))
-    assert 1.9 < features.frequencies.std() < 2.1

@@ -1,0 +1,197 @@
+"""Adaptive total variations: their weights and directions vary in space and are updated from the field during the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neurst.core.arguments import FLAG, check_fields, number
+from neurst.core.jet import Jet
+from neurst.core.lattice import Lattice, gaussian_mean
+from neurst.core.penalty.base import PENALTIES, Penalty
+from neurst.core.penalty.tv import AnisotropicTV, DirectionalTV, IsotropicTV, VectorialTV, WeightedTV
+from neurst.core.tensor_product import jet_at
+
+
+@PENALTIES.register("space_variant")
+@dataclass(frozen=True)
+class SpaceVariantTV(Penalty):
+    r"""Space-variant directional NeurTV: mean of :math:`w(x) \sum_c (a |D_{u(x)} f_c| + \sum_k b |D_{v_k(x)} f_c|)`.
+
+    At each refresh the structure tensor :math:`T = \sum_c \nabla f_c \nabla f_c^\top` of the current field is averaged over neighbouring
+    regularisation points, which works for any arrangement of points. Every other point takes the tensor of the nearest regularisation
+    point. Its eigenvectors give the direction u across the edge and the directions v_k along it. With ``a = mean|D_v| / mean|D_u|`` (over the
+    whole region) and ``b = 2 - a``, variation across edges costs less than variation along them. With ``w = c / (m + mean m)``, where m is the
+    local norm of all gradients and c is such that mean(w) = 1, variation at strong edges costs less than in flat parts. The weights have no
+    unit. The penalty is anisotropic TV before the first refresh, and where the field has no gradient.
+
+    Parameters
+    ----------
+    neighbours
+        Number of points over which a structure tensor is averaged.
+    window
+        Standard deviation, in nodes, of the Gaussian average that is used on a lattice instead.
+    shared
+        Use the norm :math:`\|M D f\|_2` over all channels instead of the sum over channels, so that channels share edges. ``M = G^(-1/4)`` up to a
+        factor, where G is the Gram matrix of the gradients of all channels; this is the metric of the nuclear norm. Before the first
+        refresh the penalty is then vectorial TV.
+    """
+
+    neighbours: int = 16
+    window: float = 2.0
+    shared: bool = False
+
+    def __post_init__(self):
+        check_fields(self, window=number(0), shared=FLAG)
+
+    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
+        g = _gradients(field, x)
+        metric = _channel_metric(g) if self.shared else None
+        g = g if metric is None else torch.einsum("kc,nci->nki", metric, g)
+        tensors = _structure_tensors(g, x, self.neighbours, self.window)
+        size, frame = _frames(tensors)
+        size, d = size.clamp_min(0).sqrt().mean(0), g.shape[-1]
+        a = size[:-1].mean() / size[-1] if d > 1 and size[-1] > 0 else size.new_ones(())
+        factor = torch.cat([(2 - a).expand(d - 1), a[None]])
+        along = factor[:, None, None] * frame.permute(2, 0, 1)
+        return Adapted(self, x, _edge_weight(tensors), along, metric)
+
+    def at(self, x: Tensor | Lattice) -> Penalty:
+        return VectorialTV() if self.shared else AnisotropicTV()
+
+    def __call__(self, f: Jet) -> Tensor:
+        raise _differs_in_space(self)
+
+
+@PENALTIES.register("edge_weighted")
+@dataclass(frozen=True)
+class EdgeWeightedTV(Penalty):
+    r"""Isotropic NeurTV with the weights of :class:`SpaceVariantTV`: mean of :math:`w(x) \sum_c \|\nabla f_c\|_2`.
+
+    Parameters
+    ----------
+    neighbours, window
+        As in :class:`SpaceVariantTV`.
+    """
+
+    neighbours: int = 16
+    window: float = 2.0
+
+    def __post_init__(self):
+        check_fields(self, window=number(0))
+
+    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
+        tensors = _structure_tensors(_gradients(field, x), x, self.neighbours, self.window)
+        return Adapted(self, x, _edge_weight(tensors))
+
+    def at(self, x: Tensor | Lattice) -> Penalty:
+        return IsotropicTV()
+
+    def __call__(self, f: Jet) -> Tensor:
+        raise _differs_in_space(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(Penalty):
+    """An adaptive penalty after a refresh, with weights, and possibly directions, at the points of the refresh.
+
+    Parameters
+    ----------
+    spec
+        The penalty before the refresh, from which the next refresh starts.
+    points
+        (M, d) points or lattice of the refresh.
+    weight
+        (M,) weights.
+    along
+        (d, M, d) directions, the last one across edges; None for an isotropic penalty.
+    metric
+        (C, C) as in :class:`neurst.core.penalty.DirectionalTV`.
+    """
+
+    spec: Penalty
+    points: Tensor | Lattice
+    weight: Tensor
+    along: Tensor | None = None
+    metric: Tensor | None = None
+
+    def n_outputs(self, n_channels: int, d: int) -> int:
+        return self.spec.n_outputs(n_channels, d)
+
+    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
+        return self.spec.refreshed(field, x)
+
+    def at(self, x: Tensor | Lattice) -> Penalty:
+        near = _nearest(x, self.points)
+        if self.along is None:
+            return WeightedTV(self.weight[near])
+        return DirectionalTV(self.along[:, near], self.weight[near], self.metric)
+
+    def __call__(self, f: Jet) -> Tensor:
+        raise _differs_in_space(self.spec)
+
+
+def _differs_in_space(penalty: Penalty) -> TypeError:
+    return TypeError(
+        f"{type(penalty).__name__} differs from point to point: use `evaluate(penalty, field, x)`, or `penalty.at(x)` first"
+    )
+
+
+def _gradients(field: Callable, x: Tensor | Lattice) -> Tensor:  # -> (N, C, d)
+    with torch.no_grad():
+        return jet_at(field, x, None, 1).derivative(1).permute(1, 2, 0)
+
+
+def _structure_tensors(g: Tensor, x: Tensor | Lattice, neighbours: int, window: float) -> Tensor:  # -> (N, d, d)
+    """``sum_c grad f_c grad f_c'`` of gradients `g` (N, C, d), averaged over near points :cite:p:`Bigun1987`.
+
+    The average is over the nearest `neighbours` points, or on a lattice with a Gaussian `window`. A structure tensor has an orientation but
+    no sign, so opposite slopes do not cancel.
+    """
+    tensors = torch.einsum("nci,ncj->nij", g, g)
+    if isinstance(x, Lattice):
+        return gaussian_mean(tensors.reshape(*x.shape, -1), window).reshape(tensors.shape)
+    near = torch.cdist(x, x).topk(min(neighbours, len(x)), largest=False).indices
+    return tensors[near].mean(1)
+
+
+def _frames(tensors: Tensor) -> tuple[Tensor, Tensor]:  # (N, d, d) -> (N, d) ascending, (N, d, d)
+    """Eigenvalues and eigenvectors (columns) of symmetric matrices."""
+    if tensors.shape[-1] == 2:  # closed form, because one eigendecomposition for each pixel would be slow
+        p, q, r = tensors[:, 0, 0], tensors[:, 0, 1], tensors[:, 1, 1]
+        half, middle = torch.hypot((p - r) / 2, q), (p + r) / 2
+        angle = torch.atan2(2 * q, p - r) / 2
+        cos, sin = angle.cos(), angle.sin()
+        frame = torch.stack([torch.stack([-sin, cos], -1), torch.stack([cos, sin], -1)], -1)
+        return torch.stack([middle - half, middle + half], -1), frame
+    size, frame = torch.linalg.eigh(tensors.cpu())  # some devices lack eigh
+    return size.to(tensors), frame.to(tensors)
+
+
+def _edge_weight(tensors: Tensor) -> Tensor:  # (M, d, d) -> (M,)
+    """``w = c / (m + mean m)`` with mean(w) = 1 and m the norm of all gradients, one step of reweighted L1 :cite:p:`Candes2008`."""
+    m = tensors.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt()
+    # m in units of its mean; a field without any gradient gets weight 1 everywhere
+    weight = 1 / (m / torch.where(m.mean() > 0, m.mean(), 1.0) + 1)
+    return weight / weight.mean()
+
+
+def _channel_metric(g: Tensor, least: float = 1e-4) -> Tensor:  # (N, C, d) -> (C, C)
+    r"""``M = c G^(-1/4)`` with ``G = sum grad f grad f'`` (C, C), where c keeps the mean square gradient as it is.
+
+    In this metric the squared norm bounds the nuclear one, :math:`2 \|J\|_* = \min_M \|M J\|_F^2 + \mathrm{tr}\,M^{-2}` :cite:p:`Holt2014`:
+    combinations of channels that vary little, such as differences between colours, are penalised more strongly.
+    """
+    gram = torch.einsum("nci,nki->ck", g, g)
+    size, frame = (part.to(g) for part in torch.linalg.eigh(gram.cpu()))
+    if not size[-1] > 0:
+        return torch.eye(len(gram), dtype=g.dtype, device=g.device)
+    metric = (frame * size.clamp_min(least * size[-1]) ** -0.25) @ frame.T
+    return metric * (gram.trace() / (metric @ gram @ metric).trace()).sqrt()
+
+
+def _nearest(x: Tensor | Lattice, points: Tensor | Lattice) -> Tensor:
+    return points.nearest(x) if isinstance(points, Lattice) else torch.cdist(x, points).argmin(1)

@@ -1,0 +1,1 @@
+"""The only place that touches the slots of an AnnData: names, reading, writing."""

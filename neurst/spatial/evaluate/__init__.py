@@ -1,0 +1,1 @@
+"""Held-out prediction: splits, scores, simple methods to compare with, and calibration."""
