@@ -8,7 +8,7 @@ from sphinx.ext.napoleon import NumpyDocstring
 project = "neurst"
 author = "The neurst developers"
 copyright = "2026, The neurst developers"
-release = version = installed_version("neurst")
+release = version = installed_version("neurst-spatial")
 
 extensions = [
     "myst_nb",
