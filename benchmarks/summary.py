@@ -76,12 +76,17 @@ def imaging() -> str:
     lines = []
 
     def line(what: str, measure: str, classical: tuple[str, float], own: str) -> None:
-        lines.append(f"| {what} | {measure} | {classical[1]:.2f} ({classical[0]}) | **{own}** |")
+        lines.append(f"| {what} | {measure} | {classical[1]:.2f} ({classical[0]}) | {own} |")
 
     for noise in ("0.1", "0.2"):
         (mean,) = (row for row in rows("imaging-denoise") if row["case"] == f"all, mean, {noise}")
-        line(f"18 pictures, noise {noise}", "PSNR, dB", best(mean, ("TV", "colour TV", "TGV")), mean["neurst"])
-        line(f"18 pictures, noise {noise}", "PSNR, dB", best(mean, ("BM3D",)), mean["neurst"])
+        line(
+            f"18 pictures, noise {noise}, total variation",
+            "PSNR, dB",
+            best(mean, ("TV", "colour TV", "TGV")),
+            mean["neurst"],
+        )
+        line(f"18 pictures, noise {noise}, patches", "PSNR, dB", best(mean, ("BM3D",)), mean["neurst"])
     (mean,) = (row for row in rows("imaging-inpaint") if row["case"] == "mean")
     names = ("linear", "cubic", "biharmonic", "TV", "colour TV")
     line("6 pictures, a fifth of the entries", "PSNR, dB", best(mean, names), mean["neurst"])
@@ -97,7 +102,12 @@ def imaging() -> str:
     surface = {row["method"]: row["distance"] for row in rows("imaging-surface")}
     others = ("Poisson", "planes, then Poisson", "planes, then ball pivoting")
     name = min(others, key=lambda name: float(surface[name]))
-    line("surface of a scan", "distance, less is better", (name, float(surface[name])), surface["neurst"])
+    line(
+        "surface of a scan",
+        "distance in thousandths of the longest side, less is better",
+        (name, float(surface[name])),
+        surface["neurst"],
+    )
     return table("| what | measure | best classical method | neurst |", lines)
 
 

@@ -271,7 +271,7 @@ READS = {
     "positions were dropped": (drop("obsm", "spatial"), superres(), KeyError, "`spatial_key='spatial'` is not in `adata.obsm`"),
     "gene of a gradient was dropped": (lambda adata: adata[:, :3].copy(), gradient(genes="Gene7"), KeyError, "not among the 3 genes in `adata.var_names`. 'Gene7'"),
     "genes were renamed": (genes_renamed, gradient(), ValueError, "none of the 12 genes of the field is in `adata.var_names`: `neurtv_query` and `neurtv_superres` still work ... give the genes back these names ('Gene0', ...), or refit"),
-    "there is no fit to differentiate": (drop("uns", "neurtv"), gradient(), KeyError, "`key='neurtv'` is not in `adata.uns`, which holds nothing: the AnnData still holds results of it, but the field is lost, as `concat` and some filters drop `uns`: call `neurst.tl.neurtv_fit(adata)` first (to keep it, concatenate with `uns_merge='first'`)"),
+    "there is no fit to differentiate": (drop("uns", "neurtv"), gradient(), KeyError, "`key='neurtv'` is not in `adata.uns`, which holds nothing: the AnnData still holds results of it, but the field is lost, as `concat` and some filters drop `uns`: concatenate with `uns_merge='first'` to keep it, or delete the results and refit, or refit under another `key_added`"),
 }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def test_points_are_as_wide_as_their_spacing_in_any_figure(fitted, figsize, fact
     neurst.pl.superres(dense, GENE, ax=ax)
     ax.figure.canvas.draw()
     outline = points(ax).get_paths()[0].transformed(points(ax).get_transform())
-    share = dense.uns["neurtv_query"]["spacing"] / np.ptp(ax.get_xlim())
+    share = dense.uns["neurtv"]["query"]["spacing"] / np.ptp(ax.get_xlim())
     assert outline.get_extents().width / ax.bbox.width == pytest.approx(share, rel=1e-3)
 
 
@@ -247,7 +247,7 @@ def test_history_draws_what_is_stored(fitted):
         for line, (_, member) in zip(lines, trace.groupby("member"), strict=True):
             np.testing.assert_array_equal(line.get_xydata(), member[["step", name]])
             assert len(member) > 2
-    assert [text.get_text() for text in fit.get_legend().get_texts()] == ["objective", "likelihood"]
+    assert [text.get_text() for text in fit.get_legend().get_texts()] == ["objective", "negative log-likelihood"]
     assert fit.get_title() == "Final fits"
     assert [text.get_text() for text in choice.get_legend().get_texts()] == ["nuclear, 400", "space-variant, 400"]
     assert choice.get_xscale() == "log"

@@ -23,7 +23,7 @@ def test_held_out_spots_of_real_sections_are_predicted(name, holdout, steps, flo
         adata, size_factors=size[train], steps=steps, progress=False
     )  # sizes are totals over all genes of the file
     out = neurtv_query(adata, coords[test], outside="extrapolate")
-    rate = out.X.astype(float) / out.uns["neurtv_query"]["target_sum"]
+    rate = out.X.astype(float) / out.uns["neurtv"]["query"]["target_sum"]
     score = deviance_explained(counts[test], size[test], rate, counts[train].sum(0) / size[train].sum())
     print(f"{name}, {holdout}: {score:.4f} at lam = {adata.uns['neurtv']['lam']}, {np.median(size):.0f} counts a spot")
     assert score >= floor

@@ -210,7 +210,7 @@ def test_each_penalty_has_a_distinct_name_in_what_is_stored():
 
 
 def test_a_search_that_ends_at_its_edge_warns():
-    with pytest.warns(UserWarning, match="`lam` ended at its weakest value, .* pass `search=LineSearch"):
+    with pytest.warns(UserWarning, match="`lam` ended at its weakest value, .* pass a `LineSearch"):
         fitted(lam="auto", search=LineSearch(start=1e6, ratio=2, max_steps=1, steps=20))
 
 
@@ -437,7 +437,7 @@ def test_superres_holds_the_field_and_what_is_needed_to_read_it_on():
     assert out.X.dtype == np.float32
     assert out.obs_names.is_unique
     np.testing.assert_array_equal(get.field(out)(out.obsm["spatial"]).astype(np.float32), out.X)
-    query = out.uns["neurtv_query"]
+    query = out.uns["neurtv"]["query"]
     assert query["support_radius"] == pytest.approx(1.05 * PITCH)
     assert query["spacing"] == pytest.approx(PITCH / 2)
     assert query["target_sum"] == np.median(dense(done.X).sum(1))
@@ -502,7 +502,7 @@ def test_a_lattice_that_is_too_large_is_refused_with_its_points_and_size(done):
     ):
         tl.neurtv_superres(done, spacing=0.2)
     n = tl.neurtv_superres(done, factor=4).n_obs
-    size = n * (4 * 20 + 32) / 1e9
+    size = n * (4 * 20 + 32 + 90) / 1e9
     assert tl.neurtv_superres(done, factor=4, max_gb=1.3 * size).n_obs == n
     with pytest.raises(ValueError, match="`max_gb=.* Pass a larger `spacing`"):
         tl.neurtv_superres(done, factor=4, max_gb=0.7 * size)
@@ -653,10 +653,10 @@ def test_cells_in_space_are_served_throughout():
     tl.neurtv_gradient(adata)
     assert (adata.layers["neurtv_dz"][:, 0] > 0).mean() > 0.9  # the gene that is brighter along z
     out = tl.neurtv_superres(adata, factor=1)
-    steps = (out.obsm["spatial"] - out.obsm["spatial"][0]) / out.uns["neurtv_query"]["spacing"]
+    steps = (out.obsm["spatial"] - out.obsm["spatial"][0]) / out.uns["neurtv"]["query"]["spacing"]
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)  # cubic
     pitch = np.median(cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], 2)[0][:, 1])
-    assert out.uns["neurtv_query"]["spacing"] == pytest.approx(pitch)
+    assert out.uns["neurtv"]["query"]["spacing"] == pytest.approx(pitch)
     tl.neurtv_gradient(out)
     assert np.isfinite(out.layers["neurtv_dz"]).all()
 
@@ -670,3 +670,81 @@ def test_no_tissue_is_invented_above_or_below_a_stack_of_sections():
     assert out.obs["in_support"].all()
     above = np.array([[40.0, 130.0, heights[-1] + 1], [40.0, 130.0, heights[0] - 1], [40.0, 130.0, heights[1] + 3]])
     np.testing.assert_array_equal(tl.neurtv_query(adata, above).obs["in_support"], [False, False, True])
+
+
+# ---- sequences of calls
+
+
+def test_a_refit_of_what_a_query_returned_is_no_longer_a_query(done):
+    dense = tl.neurtv_superres(done)
+    dense.obsm["turned"], dense.layers["other"] = 0.5 * dense.obsm["spatial"][:, ::-1] + 7, dense.X * 2 + 1
+    fit(dense, layer="other", spatial_key="turned", likelihood="gaussian")
+    tl.neurtv_gradient(dense)
+    slope = get.field(dense).jacobian(dense.obsm["turned"])[:, :, 0]
+    np.testing.assert_allclose(dense.layers["neurtv_dx"], slope, rtol=1e-4, atol=1e-5)
+    assert get.params(dense)["spatial_key"] == "turned"
+
+
+def test_entries_of_others_with_a_name_like_ours_do_no_harm():
+    adata = section(4)
+    adata.uns["neurtv_query"] = "my notes"
+    fit(adata)
+    fit(adata, key_added="neurtv_query2")
+    tl.neurtv_gradient(adata)
+    assert adata.uns["neurtv_query"] == "my notes"
+
+
+@pytest.mark.parametrize("n_members", [1, 2])
+def test_a_field_survives_concat_if_uns_is_merged_and_else_the_error_says_what_to_do(n_members):
+    adata = fitted(4, n_members=n_members)
+    parts = [adata[:20], adata[20:]]
+    kept = anndata.concat(parts, uns_merge="first", merge="same")
+    np.testing.assert_allclose(tl.neurtv_superres(kept).X, tl.neurtv_superres(adata).X, rtol=1e-5)
+    with pytest.raises(KeyError, match="the field is lost.* delete the results and refit, or refit under another"):
+        tl.neurtv_gradient(anndata.concat(parts, merge="same"))
+
+
+def test_the_diameter_of_spots_follows_the_spacing_also_of_a_lattice_read_from_a_lattice():
+    adata = fitted(4)
+    adata.uns["spatial"] = {"one": {"scalefactors": {"spot_diameter_fullres": 55.0}}}
+    diameter = lambda out: out.uns["spatial"]["one"]["scalefactors"]["spot_diameter_fullres"]
+    dense = tl.neurtv_superres(adata, factor=2)
+    assert diameter(dense) == pytest.approx(27.5, rel=0.01)
+    assert diameter(tl.neurtv_superres(dense, factor=2)) == pytest.approx(diameter(dense))
+
+
+def test_discs_that_would_hide_nearly_all_spots_are_refused():
+    adata = section(8)
+    adata.obsm["spatial"] = adata.obsm["spatial"].copy()
+    adata.obsm["spatial"][0] = 14 * adata.obsm["spatial"].max(0)
+    with pytest.raises(ValueError, match="`holdout='block'` hides .* look for outlying spots"):
+        fit(adata, holdout="block")
+
+
+class Frequencies(nn.Module):
+    """A network that keeps what was drawn at random where no file finds it."""
+
+    def __init__(self, frequencies, linear):
+        super().__init__()
+        self.frequencies, self.linear = frequencies, linear
+
+    def forward(self, x):
+        return self.linear(torch.sin(nn.functional.linear(x, self.frequencies)))
+
+
+@dataclass(frozen=True)
+class Forgetful(Network):
+    count: int = 0  # weights too few in n_weights
+
+    def n_weights(self, n_in, n_out):
+        return 9 * n_out - self.count
+
+    def build(self, n_in, n_out, generator):
+        return Frequencies(torch.randn(8, n_in, generator=generator), nn.Linear(8, n_out))
+
+
+def test_a_network_that_would_be_read_back_as_another_one_is_refused_before_the_fit(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "forgetful", Forgetful)
+    for network, words in ((Forgetful(), "gives other values"), (Forgetful(1), "weights are stored")):
+        with pytest.raises(ValueError, match=f"`network=Forgetful.*cannot be stored.*{words}"):
+            fit(section(4), network=network)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neurst.core import jet, storage
-from neurst.core.arguments import PATH, checked, coordinates
+from neurst.core.arguments import PATH, checked, coordinates, shown
 from neurst.core.heads import Affine, Head, Identity, Loadings
 from neurst.core.jet import Jet, MultiIndex
 from neurst.core.lattice import Lattice
@@ -255,7 +255,13 @@ class FittedField(Field):
         head, likelihood = (_module_from_dict(stored[name]) for name in ("head", "likelihood"))
         history = {name: np.asarray(values).tolist() for name, values in stored["history"].items()}
         field = cls(box, network, net, head, likelihood, n_latent, float(stored["lam"]), history)
-        field.in_box(torch.zeros(1, field.n_dims))  # raises an error if the parts do not fit together
+        found = field.in_box(torch.zeros(1, field.n_dims))  # an error if the parts do not fit together
+        if found.shape != (1, field.n_channels) or not found.isfinite().all():
+            msg = f"a value of the field is {found.tolist()}, expected {field.n_channels} finite numbers"
+            raise ValueError(msg)
+        if len({len(column) for column in history.values()}) > 1:
+            msg = "the columns of history differ in length"
+            raise ValueError(msg)
         return field
 
 
@@ -300,6 +306,28 @@ def network_from_dict(network: Network, n_in: int, n_out: int, weights: Mapping[
     except RuntimeError as error:
         raise ValueError(str(error)) from None
     return net.requires_grad_(False).eval()
+
+
+def check_round_trip(network: Network, n_in: int, n_out: int = 1) -> None:
+    """Raise an error unless a network can be stored: its numbers are all in its ``state_dict()``, and as many as it says.
+
+    It is built twice, from two seeds. The second one, with the stored weights of the first, must give the same values.
+    """
+    x = torch.linspace(-0.9, 0.8, 5 * n_in).reshape(5, n_in)
+    net = network.build(n_in, n_out, torch.Generator().manual_seed(1)).eval()
+    weights = {name.replace(".", "-"): w.detach().numpy() for name, w in net.state_dict().items()}
+    try:
+        with torch.no_grad():
+            same = torch.allclose(network_from_dict(network, n_in, n_out, weights)(x), net(x))
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"`network={shown(network)}` cannot be stored ({error}): see `Network.build` and `Network.n_weights`"
+        raise ValueError(msg) from error
+    if not same:
+        msg = (
+            f"`network={shown(network)}` cannot be stored: with its stored weights it gives other values. Keep everything that is drawn at random "
+            "in parameters or persistent buffers"
+        )
+        raise ValueError(msg)
 
 
 def finite_array(

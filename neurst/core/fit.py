@@ -260,6 +260,9 @@ def fit_field(
             variation = nll.new_zeros(())
             if lam > 0:
                 variation = evaluate(penalty, net, collocation.draw(config.n_regularisation, generator))
+                if variation.ndim:
+                    msg = f"`penalty={shown(penalty)}` gives a tensor of shape {tuple(variation.shape)}: expected one number, such as a mean over points"
+                    raise ValueError(msg)
             objective = nll + lam * variation + head.prior()
             optimiser.zero_grad(set_to_none=True)
             (objective / n).backward()

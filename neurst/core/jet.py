@@ -20,6 +20,7 @@ from neurst.core.arguments import shown, whole
 
 MultiIndex = tuple[int, ...]  # alpha: how often a function is differentiated along each axis
 ORDER = whole(0, 16)  # order of partial derivatives; higher orders are mostly rounding errors
+MOST_CANDIDATES = 20_000  # directions that are looked at for partial derivatives
 RULES: dict[Callable, Callable] = {}  # torch op -> its Taylor rule
 
 
@@ -197,8 +198,7 @@ def multi_indices(d: int, order: int) -> list[MultiIndex]:
     >>> multi_indices(2, 2)
     [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
     """
-    found = [alpha for alpha in itertools.product(range(order, -1, -1), repeat=d) if sum(alpha) <= order]
-    return sorted(found, key=sum)
+    return [alpha for k in range(order + 1) for alpha in _of_order(d, k)]
 
 
 def partials(f: Function, x: Tensor, order: int) -> tuple[Tensor, list[MultiIndex]]:
@@ -214,7 +214,7 @@ def partials(f: Function, x: Tensor, order: int) -> tuple[Tensor, list[MultiInde
     x
         (N, d) points.
     order
-        Highest order K, 0 to 16.
+        Highest order K, 0 to 16. Rounding grows with the order: above 4, pass float64.
 
     Returns
     -------
@@ -253,7 +253,8 @@ def partials(f: Function, x: Tensor, order: int) -> tuple[Tensor, list[MultiInde
 
 
 def _of_order(d: int, k: int) -> list[MultiIndex]:
-    return [alpha for alpha in multi_indices(d, k) if sum(alpha) == k]
+    picks = itertools.combinations_with_replacement(range(d), k)
+    return [tuple(pick.count(axis) for axis in range(d)) for pick in picks]
 
 
 def _monomials(v: Tensor, k: int) -> Tensor:  # (D, d) -> (D, M_k)
@@ -273,8 +274,11 @@ def _spread_directions(d: int, k: int) -> Tensor:  # -> (D, d) float64
     (pivoted Gram-Schmidt).
     """
     radius = min(k, 3 if k < 8 else 4)  # large enough that there are more candidates than derivatives
-    lattice = itertools.product(range(radius, -radius - 1, -1), repeat=d)
-    half = [v for v in lattice if any(v) and next(a for a in v if a) > 0]  # -v gives no more information than v
+    if (2 * radius + 1) ** d > MOST_CANDIDATES:  # the multi-indices themselves are enough, if not spread as well
+        half = _of_order(d, k)
+    else:
+        lattice = itertools.product(range(radius, -radius - 1, -1), repeat=d)
+        half = [v for v in lattice if any(v) and next(a for a in v if a) > 0]  # -v gives no more information than v
     candidates = torch.nn.functional.normalize(torch.tensor(half, dtype=torch.float64), dim=1).unique(dim=0)
     rest, chosen = _monomials(candidates, k), []
     for _ in range(rest.shape[1]):

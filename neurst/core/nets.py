@@ -274,7 +274,9 @@ class _SplineGrid(TensorProduct):
         cell, inside = self._locate(x, self.cells, self.sides)
         rows = (cell * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
         # contract one axis at a time, so that no products of 4^d basis functions are formed
-        around = self.coefficients[rows].unflatten(1, (4, -1)).flatten(2)  # (N, 4, 4^(d-1) C)
+        around = (
+            self.coefficients.index_select(0, rows.flatten()).reshape(*rows.shape, -1).unflatten(1, (4, -1)).flatten(2)
+        )  # (N, 4, 4^(d-1) C)
         out = torch.einsum("...nk,nkc->...nc", _cubic_basis(inside[..., :1]), around)
         for i in range(1, cell.shape[-1]):
             basis = torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -1)

@@ -163,6 +163,9 @@ def _sigmoid(u: Jet) -> Jet:
 @rule(F.softplus)
 def _softplus(u: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
     # y' = sigmoid(beta u) u'; beyond the threshold, where torch returns u, the slope is 1 up to exp(-threshold)
+    if threshold < 15:
+        msg = f"`softplus(threshold={threshold})` has a step in its slope: use 20, the default"
+        raise TypeError(msg)
     g = _sigmoid(_mul(u, beta)).coefs
     return _jet(_integrate(F.softplus(u.value, beta, threshold), u.coefs, lambda _, k: g[k]))
 

@@ -50,6 +50,12 @@ class Registry(dict):
             if not (frozen and issubclass(cls, self.base)):
                 msg = f"{cls!r} cannot be registered: expected a frozen dataclass derived from {self.base.__name__}"
                 raise TypeError(msg)
+            if not (isinstance(name, str) and name.replace("-", "_").isidentifier()):
+                msg = f"the {self.kind} name {shown(name)} cannot be stored: expected letters, digits, '_' or '-'"
+                raise ValueError(msg)
+            if "name" in {f.name for f in dataclasses.fields(cls)}:
+                msg = f"{cls!r} cannot be registered: its field 'name' would be mixed up with its registered name; call it otherwise"
+                raise TypeError(msg)
             if self.get(name, cls) is not cls:
                 msg = f"the {self.kind} name {name!r} is taken by {self[name]!r}: choose another one"
                 raise ValueError(msg)
@@ -91,10 +97,10 @@ class Registry(dict):
         fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.init}
         for field, value in fields.items():
             parts = value if isinstance(value, tuple) else (value,)
-            if not all(type(part) in (bool, int, float, str) for part in parts):
+            if not all(type(part) in (bool, int, float, str) for part in parts) or len(set(map(type, parts))) > 1:
                 msg = (
                     f"`{self.kind}={shown(spec)}` cannot be stored: its {field!r} is {shown(value)}, expected a number, a text, or a "
-                    "tuple of them"
+                    "tuple of one type of them"
                 )
                 raise TypeError(msg)
         default = {f.name: f.default for f in dataclasses.fields(spec)}

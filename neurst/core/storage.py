@@ -42,6 +42,9 @@ def save(path: str | os.PathLike, kind: str, content: Mapping[str, Any]) -> None
     from safetensors.numpy import save as to_bytes
 
     path = Path(path)
+    if path.is_dir():
+        msg = f"`path={str(path)!r}` is a folder: expected the name of a file in it"
+        raise IsADirectoryError(msg)
     if not path.parent.is_dir():
         msg = f"`path={str(path)!r}`: the folder {str(path.parent)!r} does not exist: create it first"
         raise FileNotFoundError(msg)

@@ -7,6 +7,7 @@ A *trial* is a function of the strength. It fits to part of the data, and return
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -112,6 +113,8 @@ def parabola_peak(strengths: list[float], scores: list[float]) -> float:
     if k in (0, len(strengths) - 1):
         return strengths[k]
     left, middle, right = scores[k - 1 : k + 2]
+    if not all(map(math.isfinite, (left, middle, right))):
+        return strengths[k]
     curvature = left - 2 * middle + right
     if not curvature < 0:
         return strengths[k]
@@ -144,12 +147,17 @@ def choose(
     if given is not None:
         score, kept = trial(given)
         return Choice(given, {given: score}, kept)
-    tried = {0: trial(search.start)}
+
+    def scored(strength: float) -> tuple[float, T]:
+        score, kept = trial(strength)
+        return (-math.inf if math.isnan(score) else score), kept
+
+    tried = {0: scored(search.start)}
     at_edge = None
     for direction in (1, -1):
         k = direction
         while abs(k) <= search.max_steps:
-            tried[k] = trial(search.start * search.ratio**k)
+            tried[k] = scored(search.start * search.ratio**k)
             if tried[k][0] <= tried[k - direction][0]:
                 break
             k += direction
@@ -162,7 +170,8 @@ def choose(
     if at_edge is not None:
         warn(
             f"the search for `{name}` ended at its {'strongest' if at_edge > 0 else 'weakest'} value, {search.start * search.ratio**at_edge:.3g}, "
-            f"while the held-out score still rose: pass `search=LineSearch(max_steps={search.max_steps + 4})` to look further, or a fixed `{name}`"
+            f"while the held-out score still rose: to look further, pass a `LineSearch(max_steps={search.max_steps + 4})` as `search` (of "
+            f"`FitOptions` in `neurst.imaging`), or pass a fixed `{name}`"
         )
     best = max(tried.values(), key=lambda pair: pair[0])[1]
     return Choice(parabola_peak(strengths, scores), dict(zip(strengths, scores, strict=True)), best)

@@ -61,7 +61,8 @@ def params(adata: AnnData, key: str = "neurtv") -> dict[str, Any]:
     Returns
     -------
     dict
-        Arguments of :func:`neurst.tl.neurtv_fit`. Those that were ``"auto"`` have the values that were used, except `lam`, which is chosen again.
+        Arguments of :func:`neurst.tl.neurtv_fit`. Those that were ``"auto"`` have the values that were used, except `lam` and
+        `device`, which are chosen again. They suit the spots of the fit: after taking a subset, pass `size_factors` of your own if it is an array.
 
     Raises
     ------

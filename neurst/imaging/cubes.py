@@ -35,6 +35,7 @@ from neurst.core.nets import LowRank, Network
 from neurst.core.penalty import Penalty
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
+from neurst.core.tuning import LineSearch
 from neurst.imaging.arrays import MAD_OF_NORMAL, MIN_SIDE
 from neurst.imaging.images import ImageConfig, nats, pixel_penalty, pixel_spline
 from neurst.imaging.options import OPTIONS, FitOptions
@@ -383,6 +384,9 @@ def denoise_cube(
     >>> bool(abs(clean[3, 4, 5] - cube[3, 5, 5]) < 0.05), np.argwhere(sparse).tolist()
     (True, [[3, 4, 5]])
     """
+    if options.search != LineSearch():
+        msg = "`options.search`: the strength for a cube follows a formula and is not searched for; pass `lam` to choose it"
+        raise ValueError(msg)
     values = _as_cube(cube)
     n_bands = values.shape[2]
     if sigma is not None and len(sigma) not in (1, n_bands):

@@ -42,7 +42,7 @@ from neurst.core.penalty import PENALTIES, TGV, Penalty, SpaceVariantTV
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
 from neurst.core.tuning import LineSearch, choose
-from neurst.imaging.arrays import ROUNDING, as_image, as_mask, noise_level
+from neurst.imaging.arrays import MIN_SIDE, ROUNDING, as_image, as_mask, noise_level
 from neurst.imaging.options import OPTIONS, FitOptions
 
 SIGMA = (NONE | number(0)).advised("the standard deviation of the noise in the units of the picture")
@@ -220,7 +220,7 @@ class ImageProblem:
     def centre(self, max_pixels: int) -> ImageProblem:
         """The problem for the centre of the picture. Lengths of the penalty stay the same in pixels."""
         share = min(1.0, math.sqrt(max_pixels / math.prod(self.shape)))
-        inner = tuple(max(1, round(share * m)) for m in self.shape)
+        inner = tuple(max(min(m, MIN_SIDE), round(share * m)) for m in self.shape)
         rows, columns = (slice((m - k) // 2, (m - k) // 2 + k) for m, k in zip(self.shape, inner, strict=True))
         penalty = self.penalty
         if isinstance(penalty, TGV):
@@ -418,7 +418,7 @@ def denoise(
     Returns
     -------
     numpy.ndarray
-        The restored picture, in the shape and units of `image`.
+        The restored picture in the shape and units of `image`; unsigned integers come back as floats from 0 to 1.
 
     Raises
     ------
@@ -466,7 +466,7 @@ def inpaint(
     Returns
     -------
     numpy.ndarray
-        The filled picture, in the shape and units of `image`.
+        The filled picture in the shape and units of `image`; unsigned integers come back as floats from 0 to 1.
 
     Raises
     ------

@@ -26,7 +26,8 @@ class FitOptions:
         A name of :data:`neurst.core.nets.NETWORKS`, a specification such as ``neurst.core.nets.Siren(width=64)``, or ``"auto"``: a cubic spline
         for pictures, cubes and surfaces, a sine network for attributes of points.
     lam
-        Prior strength in nats (natural-log units of likelihood), or ``"auto"``: chosen on held-out data.
+        Prior strength in nats (natural-log units of likelihood), or ``"auto"``: chosen on held-out data for pictures and
+        attributes of points, by a formula for cubes and surfaces.
     steps
         Optimisation steps of a fit, or ``"auto"``.
     search

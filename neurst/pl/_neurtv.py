@@ -303,7 +303,7 @@ def _draw_course(ax: Axes, trace: Mapping[str, NDArray]) -> None:
             np.asarray(trace[name])[member == m] for name in ("step", "objective", "likelihood", "penalty")
         )
         ax.plot(step, objective, color="black", label=None if m else "objective")
-        ax.plot(step, likelihood, color="C0", label=None if m else "likelihood")
+        ax.plot(step, likelihood, color="C0", label=None if m else "negative log-likelihood")
         right.plot(step, penalty, color="C1")
     ax.set(xlabel="step", ylabel="nats", title="Final fits" if member.any() else "Final fit")
     right.set_ylim(0, 1.35 * max(trace["penalty"]) or 1.0)  # below the legend
@@ -318,7 +318,13 @@ def _draw_choice(ax: Axes, search: Mapping[str, NDArray], lam: Mapping[str, floa
     names, tried, scores = (np.asarray(search[name]) for name in ("penalty", "lam", "score"))
     for k, (name, chosen) in enumerate(lam.items()):
         ax.plot(tried[names == name], scores[names == name], "o-", color=f"C{k}", markersize=4)
-        ax.axvline(chosen, color=f"C{k}", linestyle="--", linewidth=1, label=f"{name.replace('_', '-')}, {chosen:.3g}")
+        ax.axvline(
+            chosen,
+            color=f"C{k}",
+            linestyle="--",
+            linewidth=1,
+            label=f"{name.replace('_', '-')}, {chosen:,.{0 if chosen >= 10 else 2}f}",
+        )
     ax.set(xscale="log", xlabel="lam (nats)", ylabel=f"held-out {what} explained", title="Prior strength")
     ticks = np.unique(tried)
     ticks = ticks[:: 1 + len(ticks) // 6]

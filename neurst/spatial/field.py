@@ -308,7 +308,7 @@ class ExpressionField(Field):
             loadings=finite_array(stored, "loadings", len(genes), r, dtype=np.float64),
             intercept=finite_array(stored, "intercept", len(genes), minus_infinity=True, dtype=np.float64),
             link=LINKS[link](positive_number(stored, "target_sum")),
-            members=_members_from_dict(stored["members"], len(genes), len(widths), m),
+            members=_members_from_dict(stored.get("members", {}), len(genes), len(widths), m),
         )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from neurst.core.field import check_round_trip
 from neurst.core.progress import OnProgress, StepCounter
 from neurst.core.samples import Box
 from neurst.spatial.data import SpotData
@@ -70,6 +71,8 @@ def fit_expression(
     ValueError
         If no gene varies.
     """
+    if not type(spec.network).__module__.startswith("neurst."):  # before the work, not after it
+        check_round_trip(spec.network, data.coords.shape[1])
     counter = StepCounter(on_progress, spec.planned_steps())
     tuning = tune(data, spec, counter)
     return fit_tuned(data, spec, tuning, target_sum=target_sum, counter=counter)

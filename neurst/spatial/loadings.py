@@ -67,7 +67,7 @@ def singular_directions(
 
 
 def count_loadings(
-    latent: NDArray, counts: Matrix, size: NDArray, rate: NDArray, inverse_dispersion: NDArray | None = None
+    latent: NDArray, counts: Matrix, size: NDArray, rate: NDArray, over_dispersion: NDArray | None = None
 ) -> tuple[NDArray, NDArray]:
     r"""Loadings and intercepts of genes with counts, log link and offset ``log size``, on a latent field.
 
@@ -81,7 +81,7 @@ def count_loadings(
         (N,) library sizes.
     rate
         (G,) mean rates, the starting point of the iteration.
-    inverse_dispersion
+    over_dispersion
         (G,) :math:`\phi = 1 / \theta` of a negative binomial; 0, or None, is Poisson.
 
     Returns
@@ -99,7 +99,7 @@ def count_loadings(
     """
     features = np.column_stack([np.ones(len(latent)), latent])
     f, size = torch.from_numpy(features).float(), torch.from_numpy(size).float()[:, None]
-    phi = np.zeros(counts.shape[1]) if inverse_dispersion is None else inverse_dispersion
+    phi = np.zeros(counts.shape[1]) if over_dispersion is None else over_dispersion
     columns, found = by_column(counts), []
     for genes in gene_chunks(counts.shape):
         y = torch.from_numpy(np.ascontiguousarray(dense(columns[:, genes]), dtype=np.float32))

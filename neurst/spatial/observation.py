@@ -22,7 +22,7 @@ from neurst.core.jet import Jet
 from neurst.core.likelihood import Gaussian, Likelihood, NegativeBinomial, Poisson
 from neurst.spatial.evaluate import scores
 from neurst.spatial.evaluate.baselines import COUNT_BASELINES, VALUE_BASELINES, log_normalised
-from neurst.spatial.evaluate.calibration import inverse_dispersion
+from neurst.spatial.evaluate.calibration import over_dispersion
 from neurst.spatial.loadings import count_loadings, gaussian_loadings, singular_directions
 from neurst.spatial.matrix import Matrix, column_means, dense, moments
 
@@ -249,7 +249,7 @@ class Counts(Observation):
         return scores.median_log_rate_correlation(values, self.size, prediction)
 
     def dispersion(self, values: Matrix, prediction: NDArray) -> NDArray:
-        return inverse_dispersion(values, self.size[:, None] * prediction)
+        return over_dispersion(values, self.size[:, None] * prediction)
 
     def target_sum(self) -> float:
         return float(np.median(self.size))

@@ -239,8 +239,8 @@ def _check_lengths(spacing: float, radius: float) -> None:
         if not (np.isfinite(value) and value > 0):
             msg = f"`{name}={value}`: expected a positive, finite length in the units of the coordinates"
             raise ValueError(msg)
-    if spacing < LEAST_SPACING * radius:
-        msg = f"`spacing={spacing}` is next to nothing beside the support radius of {radius:.4g}: expected a length of the same order"
+    if not LEAST_SPACING < spacing / radius < 1 / LEAST_SPACING:
+        msg = f"`spacing={spacing:.4g}` is far from the support radius of {radius:.4g}: expected a length of the same order"
         raise ValueError(msg)
 
 

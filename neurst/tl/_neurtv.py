@@ -64,6 +64,7 @@ FIT_RULES = {
     "key_added": TEXT,
     "progress": FLAG,
 }
+BYTES_OF_OBS = 90  # of a point: its name in `obs_names`, and the columns of `obs`
 LENGTH = (NONE | POSITIVE).advised("a distance in the units of the coordinates")
 
 
@@ -336,14 +337,15 @@ def neurtv_superres(
     points = _dense_points(filled, stored, names, max_gb, factor=factor, spacing=spacing, kind=lattice)
     spacing = support.pitch / factor if spacing is None else spacing
     out = _read_at(adata, stored, points, names, support, support.contains(points), {"spacing": float(spacing)})
-    write.copy_images(adata, out, spacing / support.pitch)
+    between = support.pitch if stored.query is None else stored.query.get("spacing", support.pitch)
+    write.copy_images(adata, out, spacing / between)
     return out
 
 
 def _dense_points(support: Support, stored: StoredFit, genes: Sequence[str], max_gb: float, **options) -> NDArray:
     """Points of a lattice, at which values of `genes` take at most `max_gb`."""
     tables = 1 if not _has_std(stored.field) else 2
-    bytes_each = 4 * len(genes) * tables + 16 * stored.field.n_dims
+    bytes_each = 4 * len(genes) * tables + 16 * stored.field.n_dims + BYTES_OF_OBS
     try:
         return support.lattice(**options, max_points=max(1, int(max_gb * 1e9 / bytes_each)))
     except TooManyPoints as error:
@@ -424,7 +426,7 @@ def neurtv_query(
     Returns
     -------
     AnnData
-        As from :func:`neurtv_superres`, one row for each point, in the order given.
+        As from :func:`neurtv_superres`, but without ``uns["spatial"]``; one row for each point, in the order given.
 
     Raises
     ------

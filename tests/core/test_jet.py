@@ -235,3 +235,11 @@ def test_a_jet_refuses_what_its_rules_do_not_cover(call, message):
 def test_points_and_orders_that_cannot_be_taken_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("d", "order"), [(7, 3), (10, 2), (16, 2)])
+def test_partial_derivatives_in_many_dimensions_take_no_longer_than_their_number_requires(d, order):
+    x = uniform(2, d)
+    found, alphas = partials(lambda u: torch.exp(F.linear(u, torch.ones(1, d).double())), x, order)
+    assert len(alphas) == math.comb(d + order, order)
+    torch.testing.assert_close(found[:, 0], torch.exp(x.sum(1))[:, None].expand(-1, len(alphas)), rtol=1e-8, atol=0)

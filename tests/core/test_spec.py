@@ -116,6 +116,14 @@ class Derived(Siren):
     """A subclass without a name."""
 
 
+@dataclass(frozen=True)
+class Named(Network):
+    """A specification with a number called as its name is stored."""
+
+    name: int = 3
+    n_weights, build = Own.n_weights, Own.build
+
+
 @dataclass
 class Loose(Network):
     """A dataclass that is not frozen."""
@@ -133,9 +141,9 @@ def own():
 def test_a_registered_class_of_ones_own_is_named_stored_and_read_back(own):
     assert NETWORKS.register("own")(Own) is Own  # twice, as when a cell of a notebook is run again
     assert NETWORKS.get_spec("own") == Own()
-    spec = Own(sizes=(2.5, True, "b"), text="ä")
+    spec = Own(sizes=(2.5, 1.0), text="ä")
     stored = NETWORKS.to_dict(spec)
-    assert stored == {"name": "own", "sizes": [2.5, True, "b"], "text": "ä"}
+    assert stored == {"name": "own", "sizes": [2.5, 1.0], "text": "ä"}
     assert NETWORKS.from_dict(json.loads(json.dumps(stored))) == spec
     assert NETWORKS.from_dict(NETWORKS.to_dict(Own(sizes=()))) == Own(sizes=())  # where the default is not empty
 
@@ -174,6 +182,8 @@ def test_what_does_not_describe_a_specification_is_refused(stored, error, messag
 @pytest.mark.parametrize(("name", "cls", "error", "message"), [
     ("mine", TGV, TypeError, "TGV'> cannot be registered: expected a frozen dataclass derived from Network"),
     ("mine", Loose, TypeError, "expected a frozen dataclass"),
+    ("mine/net", Own, ValueError, "the network name 'mine/net' cannot be stored: expected letters, digits"),
+    ("mine", Named, TypeError, "its field 'name' would be mixed up with its registered name"),
     ("siren", Own, ValueError, "the network name 'siren' is taken by .*Siren'>: choose another one"),
 ])  # fmt: skip
 def test_only_frozen_dataclasses_of_the_kind_are_registered_under_a_free_name(name, cls, error, message):

@@ -112,3 +112,10 @@ def test_a_progress_bar_follows_and_writes_nothing_if_not_shown(capsys):
         captured = capsys.readouterr()
         assert captured.out == ""
         assert bool(captured.err) == show
+
+
+def test_a_score_that_is_not_a_number_never_wins():
+    trial = lambda lam: (math.nan if lam == 400 else -abs(math.log(lam / 1200)), lam)
+    found = choose(trial, LineSearch(400.0, 3.0, 4, 0.2, 10))
+    assert found.best == pytest.approx(1200)
+    assert found.strength == pytest.approx(1200)

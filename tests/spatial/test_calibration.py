@@ -4,7 +4,7 @@ from heldout import each_container
 from scipy import stats
 
 from neurst.spatial import matrix
-from neurst.spatial.evaluate.calibration import GRID, calibration, inverse_dispersion, randomised_pit
+from neurst.spatial.evaluate.calibration import GRID, calibration, over_dispersion, randomised_pit
 
 N, G = 900, 7
 
@@ -21,7 +21,7 @@ def drawn(mean, phi, seed=1):
 
 @pytest.mark.parametrize("phi", [0.03, 0.5, 10.0])
 def test_over_dispersion_is_that_of_the_counts(phi):
-    found = np.log(inverse_dispersion(drawn(means(), phi), means()) / phi)
+    found = np.log(over_dispersion(drawn(means(), phi), means()) / phi)
     step = np.log(GRID[1] / GRID[0])  # genes that are alike share a value of the grid
     assert np.abs(found).max() < step
     assert abs(found.mean()) < step / 2
@@ -30,8 +30,8 @@ def test_over_dispersion_is_that_of_the_counts(phi):
 def test_each_gene_has_an_over_dispersion_of_its_own_and_poisson_counts_the_least():
     phi = np.geomspace(0.05, 3, G)
     counts = np.column_stack([drawn(means()[:, [g]], phi[g], seed=g)[:, 0] for g in range(G)])
-    np.testing.assert_allclose(inverse_dispersion(counts, means()), phi, rtol=0.35)
-    poisson = inverse_dispersion(drawn(means(100.0), 0), means(100.0))
+    np.testing.assert_allclose(over_dispersion(counts, means()), phi, rtol=0.35)
+    poisson = over_dispersion(drawn(means(100.0), 0), means(100.0))
     assert (GRID[0] * (1 - 1e-9) <= poisson).all()
     assert poisson.max() < 3 * GRID[0]
 
@@ -40,20 +40,20 @@ def test_a_gene_of_few_counts_takes_the_value_of_the_other_genes():
     counts, mean = drawn(means(), 0.5), means()
     counts[:, 3], mean[:, 3] = 0, 1e-3
     counts[0, 3] = 1
-    assert inverse_dispersion(counts, mean)[3] == pytest.approx(0.5, rel=0.3)
+    assert over_dispersion(counts, mean)[3] == pytest.approx(0.5, rel=0.3)
 
 
 @each_container
 def test_neither_the_container_nor_the_division_of_the_work_matters(container, monkeypatch):
     counts = drawn(means(), 0.5)
-    whole = inverse_dispersion(counts, means())
+    whole = over_dispersion(counts, means())
     for values in (1, 2 * N):
         monkeypatch.setattr(matrix, "DENSE_VALUES", values)
-        np.testing.assert_allclose(inverse_dispersion(container(counts), means()), whole, rtol=1e-10)
+        np.testing.assert_allclose(over_dispersion(container(counts), means()), whole, rtol=1e-10)
 
 
 def test_an_expectation_of_nothing_makes_no_nan():
-    assert np.isfinite(inverse_dispersion(drawn(means(), 0.5), np.zeros((N, G)))).all()
+    assert np.isfinite(over_dispersion(drawn(means(), 0.5), np.zeros((N, G)))).all()
     assert np.isfinite(randomised_pit(drawn(means(), 0.5), np.zeros((N, G)), 0.0)).all()
 
 

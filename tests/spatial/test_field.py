@@ -257,7 +257,7 @@ def damaged(**changes):
 
 FIRST = "weights__nets-0-0-linear-weight"
 DAMAGES = {  # changes, and what the error says
-    **{f"without {name}": ({name: None}, name) for name in field_of().to_dict()},
+    **{f"without {name}": ({name: None}, name.replace("members", "weights")) for name in field_of().to_dict()},
     "fewer genes": ({"genes": lambda v: v[:3]}, r"loadings has shape \(7, 6\), expected \(3, 6\)"),
     "a loading that is not finite": ({"loadings": lambda v: v * np.nan}, "loadings is not finite"),
     "an infinite intercept": ({"intercept": np.abs}, "intercept is not finite"),

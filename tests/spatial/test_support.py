@@ -70,11 +70,11 @@ def test_one_missing_spot_is_filled_and_the_middle_of_a_larger_hole_is_not():
 CLOUD, SECTIONS = uniform(50), stack_of(grid(9, 9), grid(9, 9), heights=(0.0, 5.0))
 REFUSED = {  # spots, arguments, what the error says
     "no spacing": (CLOUD, {"spacing": 0.0}, "`spacing=0.0`: expected a positive, finite length"),
-    "a spacing next to nothing": (CLOUD, {"spacing": 1e-300}, "`spacing=1e-300` is next to nothing"),
+    "a spacing next to nothing": (CLOUD, {"spacing": 1e-300}, "`spacing=1e-300` is far from"),
     "an unknown lattice": (CLOUD, {"kind": "hex"}, "`lattice='hex'`: in 2-d expected one of 'auto', 'hexagonal'"),
     "a lattice of the plane": (uniform(50, 3), {"kind": "hexagonal"}, "in 3-d expected one of 'auto', 'cubic'"),
     "a tiny spacing of a stack": (SECTIONS, {"spacing": 1e-5}, "spacing 1e-05 would have about"),
-    "a spacing of a stack next to nothing": (SECTIONS, {"spacing": 1e-300}, "`spacing=1e-300` is next to nothing"),
+    "a spacing of a stack next to nothing": (SECTIONS, {"spacing": 1e-300}, "`spacing=1e-300` is far from"),
     "a lattice of the plane for a stack": (SECTIONS, {"kind": "square"}, "in 3-d expected one of 'auto', 'cubic'"),
 }
 

@@ -73,11 +73,6 @@ def fit_slot(key: str) -> Slot:
     return Slot("uns", key)
 
 
-def query_slot(key: str) -> Slot:
-    """The entry that says how the values of an AnnData were computed from a field."""
-    return Slot("uns", f"{key}_query")
-
-
 def score_slots(key: str) -> tuple[Slot, Slot, Slot]:
     """The table of held-out scores, and the columns of `var` for the field and for the best baseline."""
     return Slot("uns", key), Slot("var", key), Slot("var", f"{key}_baseline")

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from neurst.core.arguments import TEXT, instance, real_array, shown, warn
 from neurst.core.samples import MAX_SIDE_RATIO
-from neurst.spatial.adata.keys import names_of
+from neurst.spatial.adata.keys import is_fit, names_of
 from neurst.spatial.data import SpotData
 from neurst.spatial.geometry import distinct, geometry, overlap, spacing_ratio
 from neurst.spatial.matrix import Matrix, dense, holds_counts, library_size, stored_values
@@ -418,6 +418,10 @@ def read_spots(
     check_positions(coords[tissue], spatial_key, adata.n_obs)
     check_one_section(adata[tissue], library_key, coords[tissue])
     columns = gene_index(adata, genes)
+    if layer is None and any(is_fit(slot) and "query" in slot for slot in adata.uns.values()):
+        warn(
+            "`adata.X` holds values of a field, read by `neurtv_superres` or `neurtv_query`: fit measured spots instead"
+        )
     matrix = read_matrix(adata, layer)
     likelihood = pick_likelihood(adata, matrix[tissue], layer, likelihood)
     observation, fitted = _observation(adata, matrix, tissue, likelihood, size_factors)

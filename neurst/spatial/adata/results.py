@@ -70,6 +70,9 @@ def masked_points(adata: AnnData, stored: StoredFit) -> NDArray:
     """(n_obs,) mask of points that a query set to NaN as outside the tissue; all False for measured spots."""
     if stored.query is None or stored.query.get("outside") != "nan":
         return np.zeros(adata.n_obs, dtype=bool)
+    if "in_support" not in adata.obs:
+        msg = "`adata.obs['in_support']`, which `neurtv_query` wrote, is missing: run the query again"
+        raise KeyError(msg)
     return ~adata.obs["in_support"].to_numpy(dtype=bool)
 
 

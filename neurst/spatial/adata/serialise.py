@@ -24,7 +24,6 @@ from neurst.spatial.adata.keys import (
     fit_slot,
     is_fit,
     names_of,
-    query_slot,
     recorded,
     refit,
     written_slots,
@@ -41,7 +40,7 @@ HISTORY, SEARCH = ("member", "step", "objective", "likelihood", "penalty"), ("pe
 DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 FIELD_PARTS = (
     "genes", "loadings", "intercept", "rotation", "shift", "link", "target_sum", "box_center", "box_scale", "network", "n_outputs", "widths",
-    "members", "weights",
+    "weights",
 )  # fmt: skip
 
 
@@ -146,6 +145,7 @@ def _arguments(stored: StoredFit) -> dict[str, Any]:
     params = _plain(stored.slot["params"])
     penalties = params["penalty"]
     out = params | {
+        "spatial_key": stored.spatial_key,
         "penalty": [PENALTIES.from_dict(penalties[str(k)]) for k in range(len(penalties))],
         "network": NETWORKS.from_dict(params["network"]),
         "search": LineSearch(**params["search"]),
@@ -175,13 +175,13 @@ def stored_fit(adata: AnnData, key: str) -> StoredFit:
     if slot is None:
         names, parts = (key, f"{key}_fitted", f"{key}_loadings"), (adata.layers, adata.var, adata.varm)
         left = any(name in part for name in names for part in parts)
-        lost = (
-            "the AnnData still holds results of it, but the field is lost, as `concat` and some filters drop `uns`: "
-            if left
-            else ""
-        )
-        keep = " (to keep it, concatenate with `uns_merge='first'`)" if left else ""
-        msg = f"`key={key!r}` is not in `adata.uns`, which holds {names_of(adata.uns)}: {lost}call `{refit(key)}` first{keep}"
+        advice = f"call `{refit(key)}` first"
+        if left:
+            advice = (
+                "the AnnData still holds results of it, but the field is lost, as `concat` and some filters drop `uns`: concatenate with "
+                "`uns_merge='first'` to keep it, or delete the results and refit, or refit under another `key_added`"
+            )
+        msg = f"`key={key!r}` is not in `adata.uns`, which holds {names_of(adata.uns)}: {advice}"
         raise KeyError(msg)
     if not is_fit(slot):
         msg = f"{where} was not written by `neurst.tl.neurtv_fit`: pass the `key_added` of a fit"
@@ -203,7 +203,7 @@ def stored_fit(adata: AnnData, key: str) -> StoredFit:
         msg = f"{where} is incomplete, its 'field' lacks {', '.join(missing)}: {again}"
         raise ValueError(msg)
     try:
-        return _stored_fit(adata, key, slot)
+        return _stored_fit(key, slot)
     except DAMAGE as error:
         raise _damaged(key, error) from error
 
@@ -213,7 +213,7 @@ def _damaged(key: str, error: Exception) -> ValueError:
     return ValueError(f"{fit_slot(key)} is damaged ({reason}): refit with `{refit(key)}`")
 
 
-def _stored_fit(adata: AnnData, key: str, slot: Mapping[str, Any]) -> StoredFit:
+def _stored_fit(key: str, slot: Mapping[str, Any]) -> StoredFit:
     field = ExpressionField.from_dict(slot["field"])
     coords = finite_array(slot, "coords", len(slot["coords"]), field.n_dims, dtype=np.float64)
     supports = np.asarray(slot["supports"])
@@ -228,7 +228,10 @@ def _stored_fit(adata: AnnData, key: str, slot: Mapping[str, Any]) -> StoredFit:
     if not all(isinstance(value, Real) for value in slot["lam"].values()):
         msg = f"lam is {shown(slot['lam'])}, expected a number for each penalty"
         raise ValueError(msg)
-    query = adata.uns.get(query_slot(key).name)
+    query = slot.get("query")
+    if query is not None and finite_array(query, "points", dtype=np.float64).shape[1:] != (field.n_dims,):
+        msg = f"the points of its query have the shape {np.shape(query['points'])}, expected (N, {field.n_dims})"
+        raise ValueError(msg)
     spatial_key = str(slot["params"]["spatial_key"]) if query is None else "spatial"
     return StoredFit(key, field, coords, supports, spatial_key, query, slot)
 

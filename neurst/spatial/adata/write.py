@@ -220,9 +220,9 @@ def new_adata(
     out.obsm["spatial"] = coords
     entry = {name: part for name, part in stored.slot.items() if name != "slots"}
     columns = [slot for slot in own_slots(adata, key) if slot.part == "var" and slot.present(out)]
-    out.uns[key] = copy.deepcopy(entry) | {"slots": keys.recorded(columns)}
-    link = {"link": stored.field.link.name, "target_sum": stored.field.target_sum}
-    out.uns[keys.query_slot(key).name] = {"support_radius": float(radius), "points": coords.copy(), **link, **about}
+    query = {"support_radius": float(radius), "points": coords.copy(), "link": stored.field.link.name, **about}
+    query["target_sum"] = stored.field.target_sum
+    out.uns[key] = copy.deepcopy(entry) | {"slots": keys.recorded(columns), "query": query}
     return out
 
 

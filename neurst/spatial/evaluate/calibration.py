@@ -12,10 +12,10 @@ from scipy.special import gammaln, logsumexp
 
 from neurst.spatial.matrix import Matrix, by_column, dense, gene_chunks
 
-GRID = np.geomspace(1e-3, 30, 24)  # candidate inverse dispersions
+GRID = np.geomspace(1e-3, 30, 24)  # candidate over-dispersions
 
 
-def inverse_dispersion(counts: Matrix, mean: NDArray, *, rounds: int = 20) -> NDArray:
+def over_dispersion(counts: Matrix, mean: NDArray, *, rounds: int = 20) -> NDArray:
     r"""Over-dispersion :math:`\phi_g` of each gene about known means: the exponential of the posterior mean of its logarithm.
 
     The prior over :data:`GRID` is estimated from all genes together (empirical Bayes by a few rounds of EM), so that a gene with few
@@ -36,7 +36,7 @@ def inverse_dispersion(counts: Matrix, mean: NDArray, *, rounds: int = 20) -> ND
     --------
     >>> rng = np.random.default_rng(0)
     >>> mean = np.full((400, 5), 6.0)
-    >>> phi = inverse_dispersion(rng.poisson(mean * rng.gamma(2, 1 / 2, mean.shape)), mean)
+    >>> phi = over_dispersion(rng.poisson(mean * rng.gamma(2, 1 / 2, mean.shape)), mean)
     >>> bool(np.all(np.abs(phi - 0.5) < 0.2))
     True
     """
@@ -69,12 +69,12 @@ def _log_likelihoods(y: NDArray, mean: NDArray) -> NDArray:
 def randomised_pit(counts: ArrayLike, mean: ArrayLike, phi: ArrayLike, *, random_state: int = 0) -> NDArray:
     r"""Randomised probability integral transform :cite:p:`Czado2009`: :math:`F(y - 1) + u (F(y) - F(y - 1))`, u uniform.
 
-    Uniform on [0, 1] if the counts are negative binomial with these means and inverse dispersions `phi`.
+    It is uniform on [0, 1] if the counts are negative binomial with mean :math:`\mu` and variance :math:`\mu + \phi \mu^2`.
 
     Parameters
     ----------
     counts, mean, phi
-        Arrays whose shapes broadcast.
+        Held-out counts, their predicted means, and over-dispersions: arrays whose shapes broadcast.
     random_state
         Seed of u.
 
