@@ -267,16 +267,16 @@ class _SplineGrid(TensorProduct):
         """The grid cells that coordinates lie in, and the positions within them."""
         position = (x + sides) * (cells / (2 * sides))
         # points outside the box belong to the cell at the border
-        cell = torch.floor(position).clamp(torch.zeros_like(cells), cells - 1)
+        cell = torch.floor(position).nan_to_num(0.0).clamp(torch.zeros_like(cells), cells - 1)
         return cell.long(), position - cell
 
     def forward(self, x):  # (N, d) -> (N, C)
         cell, inside = self._locate(x, self.cells, self.sides)
         rows = (cell * self.strides).sum(-1, keepdim=True) + self.corners  # (N, 4^d)
         # contract one axis at a time, so that no products of 4^d basis functions are formed
-        around = (
-            self.coefficients.index_select(0, rows.flatten()).reshape(*rows.shape, -1).unflatten(1, (4, -1)).flatten(2)
-        )  # (N, 4, 4^(d-1) C)
+        # `index_select` adds gradients in a fixed order, so that results do not depend on the number of threads
+        around = self.coefficients.index_select(0, rows.flatten())
+        around = around.reshape(len(rows), 4, rows.shape[1] // 4 * around.shape[1])  # (N, 4, 4^(d-1) C)
         out = torch.einsum("...nk,nkc->...nc", _cubic_basis(inside[..., :1]), around)
         for i in range(1, cell.shape[-1]):
             basis = torch.unsqueeze(_cubic_basis(inside[..., i : i + 1]), -1)

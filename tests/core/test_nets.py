@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from draws import NETWORKS, normal, uniform
@@ -160,3 +162,9 @@ def test_the_arguments_of_the_sines_span_omega_at_first_and_have_unit_variance_a
         else:
             assert 0.7 < argument.std() < 1.3
         h = layer(h)
+
+
+def test_a_spline_at_no_points_gives_no_values_and_at_unknown_ones_unknown_values():
+    net = moved(build(Spline(cells=(2, 5))))
+    assert net(torch.zeros(0, 2).double()).shape == (0, net(uniform(1, 2)).shape[1])
+    assert net(torch.full((3, 2), math.nan).double()).isnan().all()
