@@ -238,6 +238,7 @@ def _take(rng, adata):
     return kind, view.copy() if copied else view
 
 
+REFUSED_BY_ANNDATA = (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError)
 CHANGES = [
     _array, _array, _array, _array, _drop, _names, _pictures, _set("obs", "in_tissue"), _set("obs", "section"), _set("uns", "neurtv"),
     _set("layers", "counts"), _set("obsm", "spatial"), _set("obsm", "X_neurtv"), _set("var", "neurtv_fitted"), _set("uns", "holdout_score"),
@@ -251,20 +252,20 @@ def an_adata(rng, adata, *, fitted):
         return f"adata={shown(value)}", value
     whole, adata = adata, adata.copy()
     adata.uns = copy.deepcopy(dict(adata.uns))
-    words = []
-    for _ in range(1 + (rng.random() < 0.3)):
+    words, wanted = [], 1 + (rng.random() < 0.3)
+    while len(words) < wanted:
         change = damage if fitted and rng.random() < 0.4 else pick(rng, CHANGES)
         try:
             words.append(change(rng, adata))
-        except Exception:  # noqa: BLE001  AnnData itself refuses this
-            continue
+        except REFUSED_BY_ANNDATA:
+            continue  # another change is drawn, so that no case is left as it was
     if rng.random() < 0.3:
         kind, adata = _take(rng, adata)
         words.append(kind)
     try:
         frozen(adata)
-    except Exception:  # noqa: BLE001  AnnData took what it cannot hold
-        return "a copy", copy.deepcopy(whole)
+    except REFUSED_BY_ANNDATA:  # AnnData took what it cannot hold, so that nothing can be compared
+        return an_adata(rng, whole, fitted=fitted)
     return "; ".join(words), adata
 
 
@@ -351,7 +352,7 @@ def verbs(m):
     configs += [imaging.SurfaceConfig, ExpressionConfig]
     for cls in (*configs, *nets.NETWORKS.values(), *penalty.PENALTIES.values(), datasets.SyntheticTissue):
         found[cls.__name__] = (cls, {}, ())
-    return found
+    return {name: verb for name, verb in found.items() if parameters(*verb[:2])}
 
 
 def _positional(function):
@@ -389,11 +390,10 @@ def make_case(seed, m, table):
     if "adata" in arguments and rng.random() < 0.6:
         word, arguments["adata"] = an_adata(rng, arguments["adata"], fitted=arguments["adata"] is m.fitted)
         words.append(word)
-    names = parameters(function, arguments)
-    for _ in range(0 if not names else pick(rng, [0, 1, 1, 2]) if words else pick(rng, [1, 1, 2])):
+    names = [name for name in parameters(function, arguments) if name != "adata"]
+    wanted = len(words) + (pick(rng, [0, 1, 1, 2]) if words else pick(rng, [1, 1, 2]))
+    while len(words) < wanted:
         name = pick(rng, names)
-        if name == "adata":
-            continue
         if name in arrays:
             like = arguments.get(name)
             like = like if like is not None else m.image > 3 if name == "mask" else m.image

@@ -1,9 +1,11 @@
 """A sample of the hostile inputs of `hostile.py`: none is a finding, and a finding would be seen."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from hostile import Case, finding, findings
+from hostile import Case, Materials, finding, findings, make_case, verbs
 from sections import section
 
 SAMPLE = 300
@@ -11,6 +13,21 @@ SAMPLE = 300
 
 def test_hostile_inputs_are_refused_in_words_or_work():
     assert [f"{seed}: {case}\n{wrong}" for seed, case, wrong in findings(range(SAMPLE))] == []
+
+
+def test_every_case_is_odd_and_some_are_refused_and_some_work(tmp_path):
+    m = Materials()
+    cases, outcomes = [make_case(seed, m, verbs(m)) for seed in range(100)], []
+    for case in cases:
+        assert case.words
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                case.call()
+            outcomes.append("works")
+        except (ImportError, KeyError, OSError, TypeError, ValueError):
+            outcomes.append("refused")
+    assert min(map(outcomes.count, ("works", "refused"))) >= 10, outcomes
 
 
 def harm(adata, error):

@@ -472,7 +472,7 @@ def test_superres_takes_a_spacing_a_lattice_and_a_radius(done):
 
 
 def test_superres_fits_first_if_nothing_is_stored(monkeypatch, done):
-    calls, module, adata = [], sys.modules["neurst.tl._neurtv"], section()
+    calls, module, adata = [], sys.modules["neurst.tl._read"], section()
 
     def quick(adata, *, key_added, progress):
         calls.append(key_added)

@@ -5,8 +5,9 @@ from neurst.core.tuning import LineSearch
 from neurst.imaging import metrics
 from neurst.imaging.attributes import AttributeConfig, AttributeField, fit_attributes, recover_attributes
 from neurst.imaging.cubes import CubeConfig, DenoisedCube, denoise_cube
-from neurst.imaging.images import ImageConfig, denoise, fit_image, inpaint, upsample
+from neurst.imaging.images import denoise, fit_image, inpaint, upsample
 from neurst.imaging.options import FitOptions
+from neurst.imaging.pixels import ImageConfig
 from neurst.imaging.surface import Surface, SurfaceConfig, fit_surface
 
 __all__ = [

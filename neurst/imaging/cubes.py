@@ -9,7 +9,7 @@ by NeurTV :cite:p:`Luo2025`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,8 +37,8 @@ from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
 from neurst.core.tuning import LineSearch
 from neurst.imaging.arrays import MAD_OF_NORMAL, MIN_SIDE
-from neurst.imaging.images import ImageConfig, nats, pixel_penalty, pixel_spline
 from neurst.imaging.options import OPTIONS, FitOptions
+from neurst.imaging.pixels import ImageConfig, nats, pixel_penalty, pixel_spline
 
 
 @dataclass(frozen=True)
@@ -279,15 +279,15 @@ class CubeProblem:
         flat = values.reshape(-1, values.shape[-1])
         lattice, middle, scale = Lattice.of_shape(*shape), flat.mean(0), float(flat.std(0).max()) or 1.0
         lam = nats(strength, shape, self.penalty.order) if options.lam == "auto" else options.lam
-        steps = options.steps_or(config.steps)
+        config = options.fit_config(config)
         field = fit_field(
             Samples(lattice, torch.from_numpy(np.ascontiguousarray((flat - middle) / scale))),
             network=options.network_or(network),
             likelihood=Gaussian(1 / scale),
             penalty=self.penalty,
             lam=lam * scale,
-            config=replace(config, steps=steps, random_state=options.random_state, device=options.device),
-            on_step=counter.stage("fitting", steps),
+            config=config,
+            on_step=counter.stage("fitting", config.steps),
         )
         head = Affine(torch.from_numpy(middle), torch.tensor(scale, dtype=torch.float32))
         return field.with_head(head).on_lattice(lattice).numpy().reshape(values.shape)

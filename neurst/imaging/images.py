@@ -11,7 +11,7 @@ with P a derivative penalty in box units (the longest side of the picture is [-1
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
 from dataclasses import dataclass
 
@@ -22,159 +22,27 @@ from neurst.core.arguments import (
     ANYTHING,
     NONE,
     POSITIVE,
-    SHARE,
     SIZE,
-    check_fields,
     checked,
-    instance,
     number,
     several,
     warn,
-    whole,
 )
 from neurst.core.field import FittedField
 from neurst.core.fit import FitConfig, OnStep, fit_field
 from neurst.core.heads import Affine
 from neurst.core.lattice import Lattice
 from neurst.core.likelihood import Gaussian
-from neurst.core.nets import NETWORKS, Fourier, LowRank, Network, Siren, Spline
-from neurst.core.penalty import PENALTIES, TGV, Penalty, SpaceVariantTV
+from neurst.core.nets import Fourier, LowRank, Network, Spline
+from neurst.core.penalty import TGV, Penalty
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
 from neurst.core.tuning import LineSearch, choose
 from neurst.imaging.arrays import MIN_SIDE, ROUNDING, as_image, as_mask, noise_level
 from neurst.imaging.options import OPTIONS, FitOptions
+from neurst.imaging.pixels import CONFIG, ImageConfig, nats, pixel, pixel_network, pixel_penalty
 
 SIGMA = (NONE | number(0)).advised("the standard deviation of the noise in the units of the picture")
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """Numbers of the fit of a picture.
-
-    Parameters
-    ----------
-    strength
-        First prior strength that is tried: the cost, in nats, of a pixel where the picture changes by one standard deviation of the noise from
-        this pixel to the next.
-    search_ratio, search_steps
-        Factor between neighbouring strengths, and largest number of strengths tried in one direction.
-    held_out
-        Share of the observed entries that is held out in the search.
-    max_search_pixels
-        If a picture has more pixels than this, the search uses its centre only, unless too few pixels are observed there.
-    min_search_pixels
-        Observed pixels of a channel that a search needs. With fewer, `strength` is used and a warning is issued.
-    exact
-        Noise level of the data term for pictures without noise, as a share of the standard deviation of the picture.
-    least_signal
-        Smallest variance that is assumed for the picture without its noise, as a share of the variance of the picture.
-    pyramid_ratio, coarsest
-        Ratio of neighbouring grids of the spline, and least number of cells along the longest side of the coarsest grid. A ratio of 2 gives
-        equally good results and is slower.
-    window
-        Standard deviation, in pixels, of the window of the structure tensors of space-variant NeurTV.
-    tgv_length
-        ``a0 / a1`` of TGV in pixels: the length over which slopes may change freely.
-    steps, slow_steps, other_steps
-        Adam steps of a spline; of a spline with gaps in the picture, no noise, or a penalty of second order, which converge more slowly; and
-        of other networks.
-    spline_rate, fourier_rate, other_rate
-        Learning rate of each kind of network at the first step.
-    lattice_batch, point_batch, point_regularisation
-        Pixels in one step for networks that are evaluated on whole lattices, and for other networks; regularisation points of the latter.
-    refreshes, spline_refresh
-        Number of refreshes of an adaptive penalty during a fit, and largest number of steps between two refreshes for a spline.
-    max_pixels
-        Largest number of pixels in a result of :func:`upsample`.
-    """
-
-    strength: float = 0.85
-    search_ratio: float = 1.6
-    search_steps: int = 3
-    held_out: float = 0.1
-    max_search_pixels: int = 2**17
-    min_search_pixels: int = 256
-    exact: float = 0.02
-    least_signal: float = 0.05
-    pyramid_ratio: int = 4
-    coarsest: int = 4
-    window: float = 1.5
-    tgv_length: float = 4.0
-    steps: int = 80
-    slow_steps: int = 240
-    other_steps: int = 1000
-    spline_rate: float = 0.1
-    fourier_rate: float = 3e-3
-    other_rate: float = 1e-3
-    lattice_batch: int = 2**18
-    point_batch: int = 2**12
-    point_regularisation: int = 2**10
-    refreshes: int = 5
-    spline_refresh: int = 16
-    max_pixels: int = 2**27
-
-    def __post_init__(self):
-        check_fields(self, search_ratio=number(1, above=True), held_out=SHARE, pyramid_ratio=whole(2))
-
-
-CONFIG = instance(ImageConfig, "a `neurst.imaging.ImageConfig`")
-
-
-def pixel(shape: tuple[int, ...]) -> float:
-    """The distance between neighbouring pixels in box units, where the longest side is [-1, 1].
-
-    Examples
-    --------
-    >>> pixel((101, 41))
-    0.02
-    """
-    return 2 / (max(shape) - 1)
-
-
-def pixel_spline(shape: tuple[int, ...], ratio: int = 4, coarsest: int = 4) -> Spline:
-    """A spline with a knot at every pixel, and coarser grids with which smooth parts converge in few steps.
-
-    Examples
-    --------
-    >>> pixel_spline((65, 33)).cells
-    (4, 16, 64)
-    """
-    n = max(shape) - 1
-    grids = itertools.takewhile(lambda m: m >= coarsest, (round(n / ratio**k) for k in itertools.count()))
-    return Spline(tuple(grids)[::-1] or (n,), sides=tuple((m - 1) / n for m in shape))
-
-
-def nats(per_pixel: float, shape: tuple[int, ...], order: int) -> float:
-    r"""The prior strength at which a derivative of this order that is one unit per pixel costs `per_pixel` nats at each pixel.
-
-    The penalty is a mean over the box, so :math:`\lambda = c N h^k` for N pixels that are h apart in box units, and order k.
-    """
-    return per_pixel * math.prod(shape) * pixel(shape) ** order
-
-
-def pixel_penalty(penalty: str | Penalty, shape: tuple[int, ...], config: ImageConfig) -> Penalty:
-    """The penalty with a name, whose lengths are set in pixels; or the penalty itself."""
-    if penalty in ("auto", "space_variant"):
-        return SpaceVariantTV(shared=True, window=config.window)
-    if penalty == "tgv":
-        return TGV(a0=config.tgv_length * pixel(shape))
-    return PENALTIES.get_spec(penalty)
-
-
-def pixel_network(network: str | Network, shape: tuple[int, ...], config: ImageConfig) -> Network:
-    """The network with a name, with the resolution of the pixels; or the network itself."""
-    if isinstance(network, Network):
-        return network
-    n = max(shape)
-    if network in ("auto", "spline"):
-        return pixel_spline(shape, config.pyramid_ratio, config.coarsest)
-    fine = {
-        "siren": Siren(width=256, depth=3, omega=30.0),
-        "fourier": Fourier(width=256, n_features=256, scale=n / 4),
-        "lowrank": LowRank(rank=min(n, 128), width=256, omega=n / 4),
-    }
-    return fine.get(network) or NETWORKS.get_spec(network)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +66,7 @@ class ImageProblem:
         """Number of observed pixels in the channel with the fewest."""
         return math.prod(self.shape) if self.seen is None else int(self.seen.sum((0, 1)).min())
 
+    @functools.cached_property
     def scale(self) -> tuple[np.ndarray, float]:
         """Mean of each channel (C,), and the standard deviation over all channels without the noise."""
         seen = np.ones(self.values.shape, bool) if self.seen is None else self.seen
@@ -211,11 +80,11 @@ class ImageProblem:
 
     def noise(self) -> float:
         """The noise level of the data term, a standard deviation in the units of the picture."""
-        return max(self.sigma, self.config.exact * self.scale()[1])
+        return max(self.sigma, self.config.exact * self.scale[1])
 
     def lam(self, strength: float) -> float:
         """The prior strength in nats of a fit in which values are in units of the standard deviation of the picture."""
-        return nats(strength, self.shape, self.penalty.order) * self.scale()[1] / self.noise()
+        return nats(strength, self.shape, self.penalty.order) * self.scale[1] / self.noise()
 
     def centre(self, max_pixels: int) -> ImageProblem:
         """The problem for the centre of the picture. Lengths of the penalty stay the same in pixels."""
@@ -234,7 +103,7 @@ class ImageProblem:
 
     def fit(self, lam: float, on_step: OnStep | None = None) -> FittedField:
         """The field at a prior strength in nats, in the units of the picture."""
-        mean, scale = self.scale()
+        mean, scale = self.scale
         lattice, n = Lattice.of_shape(*self.shape), math.prod(self.shape)
         centred = (self.values - mean) / scale
         centred[np.abs(centred) < ROUNDING] = 0.0  # total variation would take rounding errors for edges
@@ -259,15 +128,9 @@ def _fit_config(network: Network, n: int, slow: bool, options: FitOptions, confi
     rate = config.spline_rate if spline else config.fourier_rate if isinstance(network, Fourier) else config.other_rate
     batch = min(n, config.lattice_batch if on_lattice else config.point_batch)
     apart = steps // config.refreshes
-    return FitConfig(
-        steps=steps,
-        learning_rate=rate,
-        batch_points=batch,
-        n_regularisation=batch if on_lattice else config.point_regularisation,
-        refresh_every=max(1, min(config.spline_refresh, apart) if spline else apart),
-        random_state=options.random_state,
-        device=options.device,
-    )
+    refresh = max(1, min(config.spline_refresh, apart) if spline else apart)
+    n_regularisation = batch if on_lattice else config.point_regularisation
+    return options.fit_config(FitConfig(steps, rate, batch, n_regularisation=n_regularisation, refresh_every=refresh))
 
 
 def _problem(
@@ -316,7 +179,7 @@ def _chosen_lam(problem: ImageProblem, options: FitOptions, counter: StepCounter
     def trial(lam: float) -> tuple[float, None]:
         field = rest.fit(share * lam, counter.stage(f"choosing lam: {lam:.3g}", search.steps))
         found = field.on_lattice(Lattice.of_shape(*part.shape)).numpy().reshape(part.values.shape)
-        error = np.square((part.values - found)[held] / part.scale()[1]).mean()
+        error = np.square((part.values - found)[held] / part.scale[1]).mean()
         return -math.log(max(error, 1e-30)), None
 
     return choose(trial, search).strength
@@ -374,21 +237,22 @@ def fit_image(
     >>> abs(field.jacobian([[11.5, 9.0]])).round(2)
     array([[[0.04, 0.  ]]])
     """
-    image, mask = _unmasked(image, mask)
-    problem = _problem(image, as_mask(mask, image), sigma, options, config)
+    image, mask = _observed(image, mask)
+    problem = _problem(image, mask, sigma, options, config)
     with progress_bar(options.progress) as on_progress:
         counter = StepCounter(on_progress)
         lam = options.lam if options.lam != "auto" else _chosen_lam(problem, options, counter)
         return problem.fit(lam, counter.stage("fitting", problem.fit_config.steps))
 
 
-def _unmasked(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The picture as a plain array, and `mask`, combined with the mask of a masked array."""
+def _observed(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The picture as a plain array, and where it is observed, also by the mask of a masked array: None if all of it is."""
     if not isinstance(image, np.ma.MaskedArray):
-        return as_image(image), mask
+        image = as_image(image)
+        return image, as_mask(mask, image)
     seen, image = ~np.ma.getmaskarray(image), as_image(image.data)
     mask = as_mask(mask, np.zeros(image.shape))
-    return image, seen if mask is None else mask & seen
+    return image, as_mask(seen if mask is None else mask & seen, image)
 
 
 def _read(field: FittedField, lattice: Lattice, like: np.ndarray, rows: int = 2**18) -> np.ndarray:
@@ -486,13 +350,10 @@ def inpaint(
     if mask is None and not isinstance(image, np.ma.MaskedArray):
         msg = "`mask=None`: expected booleans, True where the picture is observed, or a masked array as `image`"
         raise ValueError(msg)
-    image, mask = _unmasked(image, mask)
+    image, mask = _observed(image, mask)
     field = fit_image(image, mask, sigma=sigma, options=options, config=config)
     out = _read(field, Lattice.of_shape(*image.shape[:2]), image)
-    if sigma != 0:
-        return out
-    seen = as_mask(mask, image)
-    return np.where(True if seen is None else seen, image, out)
+    return out if sigma != 0 else np.where(True if mask is None else mask, image, out)
 
 
 @checked(

@@ -71,8 +71,7 @@ def fit_expression(
     ValueError
         If no gene varies.
     """
-    if not type(spec.network).__module__.startswith("neurst."):  # before the work, not after it
-        check_round_trip(spec.network, data.coords.shape[1])
+    check_round_trip(spec.network, data.coords.shape[1])  # before the work, not after it
     counter = StepCounter(on_progress, spec.planned_steps())
     tuning = tune(data, spec, counter)
     return fit_tuned(data, spec, tuning, target_sum=target_sum, counter=counter)

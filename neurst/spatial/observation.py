@@ -160,9 +160,9 @@ class Observation(ABC):
     def link(self, target_sum: float) -> Link:
         """The link of a field of these values."""
 
-    def logs(self, values: Matrix) -> Matrix:
-        """(N, G) log-normalised values, the data of the variant ``"lognorm"``."""
-        raise NotImplementedError
+    @abstractmethod
+    def normalised(self, values: Matrix) -> Matrix:
+        """(N, G) the values as normalised data, to which a Gaussian likelihood can be fitted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +257,7 @@ class Counts(Observation):
     def link(self, target_sum: float) -> LogLink:
         return LogLink(target_sum)
 
-    def logs(self, values: Matrix) -> Matrix:
+    def normalised(self, values: Matrix) -> Matrix:
         return log_normalised(values, self.size)
 
 
@@ -337,3 +337,6 @@ class Normalised(Observation):
 
     def link(self, target_sum: float) -> IdentityLink:
         return IdentityLink()
+
+    def normalised(self, values: Matrix) -> Matrix:
+        return values

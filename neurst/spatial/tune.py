@@ -16,8 +16,6 @@ from neurst.spatial.evaluate.splits import split
 from neurst.spatial.member import Member, fit_member, mean_predictor, start_directions
 from neurst.spatial.spec import ExpressionSpec
 
-MOST_HIDDEN = 0.6  # share of the spots that a split may hide
-
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
@@ -90,12 +88,6 @@ def _hold_out(data: SpotData, spec: ExpressionSpec) -> tuple[SpotData, SpotData]
     """Training and held-out spots, at least one of each, with the genes that can be fitted to the training spots."""
     fraction, seed = spec.search.fraction, spec.fit.random_state
     train, test = split(data.coords, spec.holdout, random_state=seed, fraction=fraction)
-    if len(test) > max(MOST_HIDDEN, 2 * fraction) * len(data.coords):
-        msg = (
-            f"`holdout={spec.holdout!r}` hides {len(test)} of {len(data.coords)} spots at once, as its discs are 2 % of the bounding box: look for "
-            "outlying spots that make the box too large, or use holdout='random'"
-        )
-        raise ValueError(msg)
     if len(test) == 0:
         train, test = train[1:], train[:1]
     genes = data.take(train).informative_genes()

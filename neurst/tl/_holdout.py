@@ -15,7 +15,7 @@ from neurst.core.tuning import LineSearch
 from neurst.spatial.adata import keys, read, write
 from neurst.spatial.evaluate.compare import compare
 from neurst.spatial.spec import ExpressionConfig, specify
-from neurst.tl._neurtv import FIT_RULES
+from neurst.tl._fit import FIT_RULES
 
 SHARED = {name: rule for name, rule in FIT_RULES.items() if name not in ("holdout", "random_state")}
 

@@ -57,7 +57,7 @@ def test_all_methods_learn_from_the_same_spots_and_are_scored_on_the_others():
     train, test = (data.take(part) for part in split(data.coords, "block", random_state=3, fraction=0.3))
     size, rate = test.observation.size, train.mean_rate()
     spec, logs = make_spec(len(train.coords), 3), dataclasses.replace(train, observation=Normalised())
-    logs = dataclasses.replace(logs, values=train.observation.logs(train.values))
+    logs = dataclasses.replace(logs, values=train.observation.normalised(train.values))
     field = lambda part, lam: fit_expression(part, dataclasses.replace(spec, lam=lam), target_sum=1.0).field(
         test.coords
     )

@@ -114,7 +114,7 @@ def test_counts_have_something_to_fit_where_there_are_any_and_values_where_they_
 def test_log_normalised_values_are_offered_for_counts_only():
     counts = drawn(OBSERVATIONS["counts"])
     logs = np.log1p(counts / SIZE[:, None] * np.median(SIZE))
-    np.testing.assert_allclose(OBSERVATIONS["counts"].logs(counts), logs)
+    np.testing.assert_allclose(OBSERVATIONS["counts"].normalised(counts), logs)
     assert [("lognorm" in kind.variants) for kind in (Counts, Normalised)] == [True, False]
 
 

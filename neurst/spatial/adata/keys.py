@@ -89,6 +89,13 @@ def names_of(mapping: Iterable) -> str:
     return ", ".join(names[:MOST_NAMES] + ["..."] * (len(names) > MOST_NAMES)) or "nothing"
 
 
+def check_column(adata: AnnData, argument: str, column: str) -> None:
+    """Require a column of `obs` that an argument names."""
+    if column not in adata.obs:
+        msg = f"`{argument}={column!r}` is not in `adata.obs`, which holds {names_of(adata.obs)}: pass one of these columns"
+        raise KeyError(msg)
+
+
 def check_name(key: Any) -> str:
     """A name under which AnnData can store and read results in h5ad and zarr files."""
     reason = "expected a name"

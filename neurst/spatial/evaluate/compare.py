@@ -188,7 +188,7 @@ def _by_field_of_logs(
     make_spec: Callable[[int], ExpressionSpec], train: SpotData, test: SpotData, on_progress: OnProgress
 ) -> tuple[NDArray, float]:
     """As :func:`_by_field`, for a field of log-normalised counts with a Gaussian likelihood; its values are converted to rates."""
-    logs = SpotData(train.coords, train.observation.logs(train.values), train.genes, Normalised())
+    logs = SpotData(train.coords, train.observation.normalised(train.values), train.genes, Normalised())
     predicted, lam = _by_field(make_spec, logs, test, on_progress)
     return rate_of_logs(predicted, train.mean_rate()), lam
 

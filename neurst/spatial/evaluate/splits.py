@@ -12,6 +12,7 @@ from neurst.spatial.geometry import kd_tree
 
 Holdout = Literal["random", "block"]
 DISC_SHARE = 0.02  # share of the bounding box that one disc covers
+MOST_HIDDEN = 0.6  # share of the spots that discs may hide; twice the share that was asked for, if that is more
 
 
 def split(
@@ -63,6 +64,12 @@ def _blocks(coords: NDArray, rng: np.random.Generator, fraction: float) -> NDArr
     hidden, tree = np.zeros(len(coords), bool), kd_tree(coords)
     while hidden.mean() < fraction:
         hidden[tree.query_ball_point(coords[rng.integers(len(coords))], radius)] = True
+    if hidden.mean() > max(MOST_HIDDEN, 2 * fraction):
+        msg = (
+            f"`holdout='block'` hides {hidden.sum()} of {len(coords)} spots, as a disc of 2 % of the bounding box holds most of them: look for "
+            "outlying spots that make the box too large, or use holdout='random'"
+        )
+        raise ValueError(msg)
     return np.flatnonzero(hidden)
 
 
