@@ -59,7 +59,8 @@ def as_mask(mask: Any, image: np.ndarray) -> np.ndarray | None:
             msg = f"`mask` holds {mask.dtype}: expected booleans, True where the picture is observed"
             raise TypeError(msg)
         if mask.shape not in (image.shape, image.shape[:2]):
-            msg = f"`mask` has shape {mask.shape}: expected {image.shape[:2]}, one for each pixel, or {image.shape}, one for each entry"
+            entries = "" if image.ndim == 2 else f", or {image.shape}, one for each entry"
+            msg = f"`mask` has shape {mask.shape}: expected {image.shape[:2]}, one for each pixel{entries}"
             raise ValueError(msg)
         if mask.ndim < image.ndim:
             mask = np.broadcast_to(mask[..., None], image.shape)
