@@ -41,6 +41,14 @@ def held_out() -> str:
     return table("| section | best simple method, random | neurst | best simple method, block | neurst |", lines)
 
 
+def all_sections() -> str:
+    lines = [
+        f"| {row['section']} | {row['spots']} | {row['split']} | {row['best simple method']} | **{row['neurst']}** | {row['ratio']} |"
+        for row in rows("sections")
+    ]
+    return table("| section | spots | split | best simple method | neurst | ratio |", lines)
+
+
 def between_spots() -> str:
     lines = [
         f"| {row['file']} | {row['bins']} | {row['nearest']} | {row['kernel']} | **{row['point']}** |"
@@ -122,5 +130,5 @@ def time_and_memory() -> str:
 
 
 if __name__ == "__main__":
-    for make in (held_out, between_spots, calibration, choice_of_lam, imaging, time_and_memory):
+    for make in (all_sections, held_out, between_spots, calibration, choice_of_lam, imaging, time_and_memory):
         put(SUMMARY, make.__name__.replace("_", "-"), make())

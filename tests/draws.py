@@ -2,13 +2,15 @@
 
 import torch
 
-from neurst.core.nets import Fourier, LowRank, Siren, Spline
+from neurst.core.nets import Bumps, Cosine, Fourier, LowRank, Siren, Spline
 
 NETWORKS = {
     "siren": Siren(width=16, depth=2, omega=3.0),
     "fourier": Fourier(width=16, depth=1, n_features=8),
     "lowrank": LowRank(rank=4, width=16),
     "spline": Spline(cells=(2, 4)),
+    "cosine": Cosine(waves=4, margin=0.2),
+    "bumps": Bumps(width=0.4),
 }
 
 

@@ -8,10 +8,13 @@ from draws import NETWORKS
 from scipy.sparse import csr_array, csr_matrix
 
 from neurst.core.fit import FitConfig
+from neurst.core.nets import Cosine
 from neurst.core.tuning import LineSearch
 from neurst.spatial.data import SpotData
+from neurst.spatial.gaussian_process import spectral_variance
 from neurst.spatial.observation import Counts, Normalised
-from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, named_penalties
+from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, named_networks, named_penalties
+from neurst.spatial.spread import Spread
 
 CONTAINERS = {"dense": np.asarray, "csr_array": csr_array, "csr_matrix": csr_matrix}
 each_container = pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
@@ -58,6 +61,11 @@ def known(data):
     return data.take_genes(data.informative_genes())
 
 
+def small_config(**numbers):
+    """Further numbers of a small fit: trials in one fold, at the learning rate of the fits."""
+    return ExpressionConfig(**{"trial_learning_rate": 1e-2, "most_folds": 1} | numbers)
+
+
 def small_spec(
     *,
     penalty="isotropic",
@@ -65,16 +73,41 @@ def small_spec(
     rank=4,
     members=1,
     lam=30.0,
-    holdout="random",
     search=LineSearch(10.0, 4.0, 2, 0.2),
     config=None,
     **numbers,
 ):
-    """What is fitted in a moment. Trials are as long as the fits unless told, as short ones of few steps would say little."""
+    """What is fitted in a moment. Trials are as long as the fits unless told, as short ones of few steps would say little, and in one fold."""
     fit = FitConfig(**{"steps": 60, "learning_rate": 1e-2, "n_regularisation": 64, "device": "cpu"} | numbers)
     search = search.with_defaults(LineSearch(10.0, 4.0, 2, 0.2, fit.steps))
-    config = config or ExpressionConfig(trial_learning_rate=fit.learning_rate)
-    return ExpressionSpec(named_penalties(penalty), network, rank, members, lam, holdout, search, fit, config)
+    config = config or small_config(trial_learning_rate=fit.learning_rate)
+    networks = named_networks(network, ())
+    return ExpressionSpec(named_penalties(penalty), networks, rank, members, lam, search, fit, config)
+
+
+def spread_of(d=2, n_genes=7, seed=0):
+    """The variance of predictors that no fit made: two channels of one length and one of another; numbers that float32 holds exactly."""
+    rng, network = np.random.default_rng(seed), Cosine(waves=5, margin=0.25)
+    m, lengths = network.n_weights(d, 1), np.array([0.25, 1.0])
+    channels = np.array([[True, False, True], [False, True, False]])
+    prior = [np.sqrt(spectral_variance(network, d, length).numpy()) for length in lengths]
+    frames = [p[:, None] * np.linalg.qr(rng.standard_normal((m, k)))[0] for p, k in zip(prior, (4, 3), strict=True)]
+    informed = [rng.uniform(0.1, 0.9, (f.shape[1], 3)) * each for f, each in zip(frames, channels, strict=True)]
+    numbers = {
+        "coefficients": rng.standard_normal((m, 3)),
+        "lengths": lengths,
+        "variance": np.array([0.5, 2.0, 1.0]),
+        "loadings": rng.standard_normal((n_genes, 3)),
+        "axes": np.linalg.qr(rng.standard_normal((3, 3)))[0],
+        "information": np.array([0.5, 1.0, 2.0]),
+        "gene_information": rng.uniform(10, 1000, n_genes),
+        "gene_unit": rng.uniform(0.5, 2, n_genes),
+    }
+    exact = lambda x: x.astype(np.float32).astype(float)
+    parts = {"frames": tuple(map(exact, frames)), "informed": tuple(map(exact, informed))}
+    return Spread(
+        network=network, channels=channels, **parts, **{name: exact(value) for name, value in numbers.items()}
+    )
 
 
 def scattered():

@@ -34,7 +34,7 @@ from neurst import datasets, get, imaging, pl, tl
 from neurst.core import jet, nets, penalty
 from neurst.imaging import FitOptions, metrics
 from neurst.spatial.adata import changes
-from neurst.spatial.spec import ExpressionConfig
+from neurst.spatial.spec import ALTERNATIVES, Constant, ExpressionConfig, GaussianProcess
 
 SECONDS = 30
 HOME = str(Path(neurst.__file__).parent)
@@ -48,12 +48,12 @@ SCALARS = [
     np.datetime64("2020-01-01"), pd.Timestamp("2020-01-01"), np.ma.masked, pd.NA, Ellipsis, NotImplemented,
 ]  # fmt: skip
 TEXTS = [
-    "", " ", "auto", "a", "neurtv", "spatial", "mixed", "random", "block", "siren", "nuclear", "a/b", "/", ".", "..", "_index", "__x",
+    "", " ", "auto", "a", "neurtv", "spatial", "mixed", "random", "block", "siren", "nuclear", "gaussian_process", "constant", "cosine", "a/b", "/", ".", "..", "_index", "__x",
     "a\0b", "\n", "é", "\ud800", "x" * 300, "NaN", "p101", "p", "cpu", "cuda:7", "mps", b"bytes", np.str_("layer"),
 ]  # fmt: skip
 THINGS = [
     [], (), {}, set(), [None], ["a"], [1, 2], (1.0, -1.0), [1, "a"], {"a": 1}, range(3), object(), int, nets.Siren, nets.Siren(width=8, depth=1),
-    penalty.TGV(), penalty.NuclearTV, lambda x: x, np.array(3.0), np.array([]), np.array([1.0, 2.0]), np.array(["a"]), torch.tensor(2.0),
+    penalty.TGV(), penalty.NuclearTV, GaussianProcess(functions=9), Constant(), lambda x: x, np.array(3.0), np.array([]), np.array([1.0, 2.0]), np.array(["a"]), torch.tensor(2.0),
     torch.ones(3), pd.Series([1.0, 2.0]), pd.DataFrame({"a": [1.0]}), sparse.eye(3).tocsr(), np.ma.masked_array([1.0, 2.0], [True, False]),
     Ellipsis, Path("x"), FitOptions(lam=1.0), ExpressionConfig(), AnnData(),
 ]  # fmt: skip
@@ -279,7 +279,7 @@ class Materials:
         rng = np.random.default_rng(0)
         self.section = section(radius=3)
         self.fitted = section(radius=3)
-        tl.neurtv_fit(self.fitted, **QUICK)
+        tl.neurtv_fit(self.fitted, **QUICK | {"penalty": ["nuclear", "gaussian_process"]})
         tl.neurtv_gradient(self.fitted)
         tl.holdout_score(self.fitted, **QUICK)
         self.image = np.add.outer(np.arange(12.0), np.arange(9.0)) + rng.normal(0, 0.3, (12, 9))
@@ -340,7 +340,7 @@ def verbs(m):
     for name, field in fields.items():
         coords = m.query if name == "expression" else m.points[:5]
         for read in ("__call__", "jacobian", "hessian", "latent", "std", "boundary", "distance", "normals", "project"):
-            if hasattr(field, read) and not (read == "std" and field.members is None):
+            if hasattr(field, read) and not (read == "std" and field.spread is None):
                 found[f"{name}.{read}"] = (
                     _positional(getattr(field, read)),
                     {"coords": coords},
@@ -350,7 +350,13 @@ def verbs(m):
     found["expression.select"] = (fields["expression"].select, {"genes": list(m.fitted.var_names[:2])}, ())
     configs = [FitOptions, imaging.LineSearch, imaging.ImageConfig, imaging.CubeConfig, imaging.AttributeConfig]
     configs += [imaging.SurfaceConfig, ExpressionConfig]
-    for cls in (*configs, *nets.NETWORKS.values(), *penalty.PENALTIES.values(), datasets.SyntheticTissue):
+    for cls in (
+        *configs,
+        *nets.NETWORKS.values(),
+        *penalty.PENALTIES.values(),
+        *ALTERNATIVES.values(),
+        datasets.SyntheticTissue,
+    ):
         found[cls.__name__] = (cls, {}, ())
     return {name: verb for name, verb in found.items() if parameters(*verb[:2])}
 

@@ -140,9 +140,9 @@ def test_the_page_of_slots_says_what_is_written_and_nothing_else():
     normalised = section(radius=3)
     normalised.X = np.log1p(normalised.X.toarray())
     for adata, options in (
-        (section(radius=3), {"n_members": 4}),
+        (section(radius=3), {"penalty": ["nuclear", "gaussian_process"]}),
         (normalised, {}),
-        (section(radius=3), {"genes": SOME, "n_members": 4}),
+        (section(radius=3), {"genes": SOME, "penalty": "auto"}),
         (stack(), {}),
         (stack(), {"genes": ["gene1"]}),
     ):
@@ -163,7 +163,7 @@ def test_the_page_of_slots_says_what_is_written_and_nothing_else():
 
 def test_the_page_of_slots_says_what_is_returned_and_nothing_else():
     adata = section(radius=3)
-    tl.neurtv_fit(adata, **(QUICK | {"n_members": 4}))
+    tl.neurtv_fit(adata, **(QUICK | {"penalty": ["nuclear", "gaussian_process"]}))
     returned = set()
     for out in (tl.neurtv_superres(adata), tl.neurtv_query(adata, adata.obsm["spatial"])):
         assert list(out.var) == list(adata.var)

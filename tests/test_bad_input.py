@@ -22,6 +22,7 @@ from neurst.get import field
 from neurst.spatial import member
 from neurst.spatial.adata import keys, serialise
 from neurst.spatial.adata.read import read_spots
+from neurst.spatial.spec import ExpressionConfig
 from neurst.tl import neurtv_fit, neurtv_gradient, neurtv_query, neurtv_superres
 
 SIDE, GENES = 8, 12
@@ -33,6 +34,7 @@ QUICK = {
     "steps": 5,
     "rank": 3,
     "network": Siren(width=16, depth=1),
+    "config": ExpressionConfig(most_bumps=0),
     "device": "cpu",
     "progress": False,
 }
@@ -318,7 +320,7 @@ STORED = {
     "positions of another dimension": (spoil("coords", value=np.ones((9, 3))), f"{DAMAGED} ... coords has shape (9, 3), expected (9, 2)"),
     "positions are NaN": (spoil("coords", value=lambda x: x * np.nan), f"{DAMAGED} ... coords is not finite"),
     "marks of other spots": (spoil("supports", value=np.ones(3, dtype=bool)), f"{DAMAGED} ... supports has shape (3,)"),
-    **{f"{part} is missing": (lambda adata, part=part: adata.uns["neurtv"]["field"].pop(part), f"is incomplete, its 'field' lacks {part}: {REFIT}") for part in serialise.FIELD_PARTS if part != "members"},
+    **{f"{part} is missing": (lambda adata, part=part: adata.uns["neurtv"]["field"].pop(part), f"is incomplete, its 'field' lacks {part}: {REFIT}") for part in serialise.FIELD_PARTS},
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from sections import frozen
+from sections import frozen, section
 
 import neurst
 from neurst.pl._draw import Cloud, tile
@@ -249,7 +249,9 @@ def test_history_draws_what_is_stored(fitted):
             assert len(member) > 2
     assert [text.get_text() for text in fit.get_legend().get_texts()] == ["objective", "negative log-likelihood"]
     assert fit.get_title() == "Final fits"
-    assert [text.get_text() for text in choice.get_legend().get_texts()] == ["nuclear, 400", "space-variant, 400"]
+    process = f"gaussian-process, {fitted.uns['neurtv']['lam']['gaussian_process']:.2f}"
+    names = [text.get_text() for text in choice.get_legend().get_texts()]
+    assert names == ["nuclear, 400", "space-variant, 400", process]
     assert choice.get_xscale() == "log"
 
 
@@ -278,6 +280,14 @@ def test_scores_are_drawn_as_they_are_the_best_method_on_top(scored):
     assert [genes.get_xlabel(), genes.get_ylabel()] == [best, "field"]
     assert genes.texts[0].get_text() == f"{(drawn[:, 1] > drawn[:, 0]).sum()} of {len(drawn)} above"
     assert genes.get_xlim() == genes.get_ylim()
+
+
+def test_the_history_of_a_gaussian_process_alone_has_no_steps():
+    adata = section(4)
+    neurst.tl.neurtv_fit(adata, penalty="gaussian_process", progress=False)
+    fit, choice = neurst.pl.history(adata)
+    assert not fit.lines
+    assert len(choice.lines) == 2
 
 
 def test_history_draws_every_strength_that_was_tried(fitted):

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from neurst import get
 from neurst.datasets import SyntheticTissue, synthetic_visium
 from neurst.spatial.evaluate.baselines import kernel_cv, nearest_cv
+from neurst.spatial.evaluate.splits import split
 from neurst.tl import neurtv_fit, neurtv_superres
 
 
@@ -11,7 +13,7 @@ from neurst.tl import neurtv_fit, neurtv_superres
 def section():
     """A synthetic section, a lattice three times as dense, and the true log-rates there."""
     adata = synthetic_visium()
-    neurtv_fit(adata, steps=200, progress=False)
+    neurtv_fit(adata, progress=False)
     dense = neurtv_superres(adata, factor=3)
     return adata, dense, SyntheticTissue(**adata.uns["synthetic"]).log_rate(dense.obsm["spatial"])
 
@@ -48,3 +50,17 @@ def test_the_boundary_map_is_strong_where_layers_meet(section):
     boundary, inside = get.field(dense).boundary(points), tissue.inside(points)
     at, away = inside & meets_another_layer(0.5), inside & ~meets_another_layer(2)
     assert np.median(boundary[at]) > 5 * np.median(boundary[away])
+
+
+def test_log_rates_at_hidden_spots_lie_in_their_intervals_as_often_as_they_say():
+    adata = synthetic_visium(n_genes=60)
+    train, test = split(adata.obsm["spatial"], "random", random_state=1)
+    tissue, known = SyntheticTissue(**adata.uns["synthetic"]), adata[train].copy()
+    neurtv_fit(known, progress=False)
+    field, spots = get.field(known), adata.obsm["spatial"][test]
+    error = np.log(field(spots) / field.target_sum) - np.log(tissue.spot_rate(spots))
+    z = np.abs(error) / np.sqrt(field.predictor_variance(spots))
+    found = {level: float((z < norm.ppf((1 + level) / 2)).mean()) for level in (0.5, 0.8, 0.95)}
+    print(f"coverage of the nominal intervals: {found}")
+    for level, share in found.items():
+        assert share == pytest.approx(level, abs=0.07)

@@ -12,13 +12,20 @@ from tqdm.auto import tqdm
 
 from neurst import tl
 from neurst.core.nets import Siren
-from neurst.core.tuning import LineSearch
 from neurst.spatial.adata.results import read_scores
 from neurst.spatial.evaluate import compare
 from neurst.spatial.evaluate.baselines import VALUE_BASELINES
 from neurst.spatial.evaluate.splits import split
 
-QUICK = {"lam": 50, "steps": 10, "rank": 3, "network": Siren(width=16, depth=2), "device": "cpu", "progress": False}
+QUICK = {
+    "penalty": "nuclear",
+    "lam": 50,
+    "steps": 10,
+    "rank": 3,
+    "network": Siren(width=16, depth=2),
+    "device": "cpu",
+    "progress": False,
+}
 COLUMNS = ["holdout", "seed", "method", "score", "median_r", "seconds", "n_train", "n_test", "lam"]
 
 
@@ -49,14 +56,12 @@ def test_scores_write_the_slots_they_promise_and_nothing_else(done):
     assert_same(adata, section())
 
 
-@pytest.mark.filterwarnings("ignore:the search for `lam` ended")
-def test_the_choices_of_the_field_may_be_made_on_another_kind_of_holdout():
-    same, other = (
-        scored(section(), baselines=(), lam="auto", search=LineSearch(steps=3, max_steps=1), fit_holdout=kind)
-        for kind in ("random", "block")
-    )
-    assert same["score"].iloc[0] != other["score"].iloc[0]
-    assert list(same["holdout"]) == list(other["holdout"]) == ["random"]
+def test_the_strength_in_a_table_is_that_of_the_network_with_the_largest_weight():
+    given = {"baselines": ["no_tv"], "seeds": 0}
+    table = scored(section(), penalty="auto", **given).set_index("method")
+    assert list(table["lam"]) == [50, 0]
+    assert np.isfinite(table["score"]).all()
+    assert np.isnan(scored(section(), penalty="gaussian_process", **given).set_index("method").loc["field", "lam"])
 
 
 def test_normalised_values_are_scored_by_variance():

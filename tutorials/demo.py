@@ -75,7 +75,7 @@ def main(output: Path) -> None:
 
     errors = errors_between_spots(adata, dense, truth)
     scores = adata.uns["holdout_score"].set_index("method")["score"]
-    lam = ", ".join(f"{name.replace('_', '-')} {value:.0f}" for name, value in adata.uns["neurtv"]["lam"].items())
+    lam = ", ".join(f"{name.replace('_', '-')} {value:.3g}" for name, value in adata.uns["neurtv"]["lam"].items())
     print(f"{adata.n_obs:,} spots x {adata.n_vars} genes -> {dense.n_obs:,} points; lam: {lam}\n")
     print(f"{'':14s}{'held-out deviance explained':>30s}{'RMSE of log-rate between spots':>34s}")
     for name, error in errors.items():

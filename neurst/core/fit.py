@@ -236,8 +236,8 @@ def fit_field(
         readable = x if region is None else box.to_unit(region.double()).to(x)
         spacing = typical_spacing(readable, generator)
         collocation = PointCollocation(readable, config.jitter * spacing, config.near)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(weights, lr=config.learning_rate, fused=device.type in ("cpu", "cuda"))
     history: dict[str, list[float]] = {"step": [], "objective": [], "likelihood": [], "penalty": []}
     recent: list[Tensor] = []
 
@@ -264,10 +264,11 @@ def fit_field(
                     msg = f"`penalty={shown(penalty)}` gives a tensor of shape {tuple(variation.shape)}: expected one number, such as a mean over points"
                     raise ValueError(msg)
             objective = nll + lam * variation + head.prior()
-            optimiser.zero_grad(set_to_none=True)
+            for part in weights:
+                part.grad = None
             (objective / n).backward()
+            optimiser.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
             optimiser.step()
-            schedule.step()
             recent.append(torch.stack([objective, nll, variation]).detach())
             if step % config.record_every == 0 or step == config.steps - 1:
                 _record(history, step, recent, config)

@@ -28,6 +28,11 @@ class Likelihood(nn.Module, ABC):
     def forward(self, eta: Tensor, y: Tensor, weight: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """The summed negative log-likelihood, ()."""
 
+    def information(self, eta: Tensor) -> Tensor:  # (N, C) -> (N, C), or (C,)
+        """Fisher information of a value about its predictor: the expected second derivative of the negative log-likelihood."""
+        msg = f"{type(self).__name__} has no Fisher information: expected a likelihood of counts, or Gaussian"
+        raise NotImplementedError(msg)
+
     def mean(self, eta: Tensor | Jet) -> Tensor | Jet:
         """Inverse link: the expected value at predictor `eta`."""
         return torch.exp(eta) if self.log_link else eta
@@ -72,6 +77,9 @@ class Gaussian(Likelihood):
 
     def arguments(self):
         return {"scale": self.log_scale.detach().exp()}
+
+    def information(self, eta):
+        return torch.exp(-2 * self.log_scale)
 
     def forward(self, eta, y, weight=None, channels=None):
         log_scale = _pick(self.log_scale, channels)
@@ -142,6 +150,9 @@ class Poisson(Likelihood):
 
     log_link = True
 
+    def information(self, eta):
+        return eta.exp()
+
     def forward(self, eta, y, weight=None, channels=None):
         if weight is None:
             return _PoissonTerm.apply(eta, y)
@@ -168,6 +179,9 @@ class NegativeBinomial(Likelihood):
 
     def arguments(self):
         return {"dispersion": self.log_dispersion.detach().exp()}
+
+    def information(self, eta):
+        return torch.sigmoid(self.log_dispersion - eta) * eta.exp()
 
     def forward(self, eta, y, weight=None, channels=None):
         log_theta = _pick(self.log_dispersion, channels)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurst.core.arguments import SIZE, check_fields, number, several
+from neurst.core.jet import Jet
 from neurst.core.spec import Registry
 from neurst.core.tensor_product import SparseRows, TensorProduct, TensorProductSum, derivatives_along
 
@@ -317,10 +318,7 @@ class Spline(Network):
 
     def _grids(self, n_in: int) -> list[tuple[int, ...]]:
         """Intervals along each axis of each grid."""
-        sides = self.sides or (1.0,) * n_in
-        if len(sides) != n_in:
-            msg = f"`Spline(sides={self.sides})` has {len(sides)} axes: expected one for each of the {n_in} coordinates"
-            raise ValueError(msg)
+        sides = _sides(self, n_in)
         return [tuple(max(1, round(cells * side)) for side in sides) for cells in self.cells]
 
     def n_weights(self, n_in: int, n_out: int) -> int:
@@ -329,6 +327,130 @@ class Spline(Network):
     def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
         sides = self.sides or (1.0,) * n_in
         return TensorProductSum([_SplineGrid(n_out, grid, sides) for grid in self._grids(n_in)], n_out)
+
+
+class _CosineFactor(nn.Module):
+    """``t -> cos(pi k (t + L) / (2 L))`` for k = 0 .. n - 1: (N, 1) -> (N, n)."""
+
+    def __init__(self, n: int, half: float):
+        super().__init__()
+        frequencies = (math.pi / (2 * half)) * torch.arange(n, dtype=torch.float64)
+        # no buffers, as those are rounded where a network is read in single precision
+        self.frequencies, self.phase = frequencies[:, None], frequencies * half
+
+    def forward(self, t):  # (N, 1) -> (N, n)
+        like = t.value if isinstance(t, Jet) else t
+        return torch.cos(F.linear(t, self.frequencies.to(like), self.phase.to(like)))
+
+
+@dataclass(frozen=True)
+class Cosine(Network):
+    r"""Cosine series ``f(x) = sum_k c_k prod_i cos(pi k_i (x_i + L_i) / (2 L_i))`` with ``0 <= k_i < n_i`` :cite:p:`Solin2020`.
+
+    It is linear in its coefficients, which start at zero. These functions are the eigenfunctions of the Laplacian on the box with half-sides
+    L whose normal derivative vanishes at its border. In this basis a stationary Gaussian process has independent coefficients.
+
+    Parameters
+    ----------
+    waves
+        n for the longest side. The other sides have proportionally fewer.
+    sides
+        Length of each axis as a share of the longest; 1 for every axis if empty.
+    margin
+        Distance in box units by which the box of the series extends beyond the unit box.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = Cosine(waves=6, sides=(1.0, 0.5)).build(2, 3, torch.Generator())
+    >>> net.core.shape, net(torch.zeros(5, 2)).shape
+    (torch.Size([6, 4, 3]), torch.Size([5, 3]))
+    """
+
+    waves: int = 28
+    sides: tuple[float, ...] = ()
+    margin: float = 0.15
+
+    def __post_init__(self):
+        check_fields(self, sides=several(number(0, 1), least=0), margin=number(0))
+
+    def half_sides(self, n_in: int) -> list[float]:
+        """L of each axis, in box units."""
+        return [side + self.margin for side in _sides(self, n_in)]
+
+    def sizes(self, n_in: int) -> list[int]:
+        """n of each axis."""
+        halves = self.half_sides(n_in)
+        return [max(2, math.ceil(self.waves * half / max(halves) - 1e-9)) for half in halves]
+
+    def squared_frequencies(self, n_in: int) -> Tensor:  # -> (n_1 .. n_d,)
+        """Squared length of the frequency of each function, in radians per box unit, in the order of the flattened core."""
+        axes = [
+            (math.pi / (2 * half) * torch.arange(n, dtype=torch.float64)) ** 2
+            for n, half in zip(self.sizes(n_in), self.half_sides(n_in), strict=True)
+        ]
+        return sum(torch.meshgrid(*axes, indexing="ij")).flatten()
+
+    def squared_norms(self, n_in: int) -> Tensor:  # -> (n_1 .. n_d,)
+        """Integral of the square of each function over the box of the series."""
+        axes = [
+            torch.where(torch.arange(n) == 0, 2.0, 1.0).double() * half
+            for n, half in zip(self.sizes(n_in), self.half_sides(n_in), strict=True)
+        ]
+        return math.prod(torch.meshgrid(*axes, indexing="ij")).flatten()
+
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return math.prod(self.sizes(n_in)) * n_out
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        sizes = self.sizes(n_in)
+        factors = [_CosineFactor(n, half) for n, half in zip(sizes, self.half_sides(n_in), strict=True)]
+        return _LowRankTensor(factors, torch.zeros(*sizes, n_out, dtype=torch.float32))
+
+
+class _Bumps(nn.Module):
+    def __init__(self, n_out: int, n_in: int, width: float):
+        super().__init__()
+        self.centres, self.width = nn.Parameter(torch.zeros(n_out, n_in, dtype=torch.float32)), width
+
+    def forward(self, x):  # (N, d) -> (N, C)
+        # |x - c|^2 = |x|^2 - 2 c.x + |c|^2
+        square = torch.unsqueeze(torch.sum(x * x, -1), -1)
+        distance = F.linear(x, -2 * self.centres, self.centres.square().sum(1)) + square
+        return torch.exp(distance * (-0.5 / self.width**2))
+
+
+@dataclass(frozen=True)
+class Bumps(Network):
+    r"""One Gaussian bump for each channel: ``f_c(x) = exp(-|x - x_c|^2 / (2 width^2))``, with the centres as parameters.
+
+    Parameters
+    ----------
+    width
+        Standard deviation in box units.
+    """
+
+    width: float = 0.1
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def n_weights(self, n_in: int, n_out: int) -> int:
+        return n_in * n_out
+
+    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        bumps = _Bumps(n_out, n_in, self.width)
+        nn.init.uniform_(bumps.centres, -1.0, 1.0, generator=generator)
+        return bumps
+
+
+def _sides(network: Spline | Cosine, n_in: int) -> tuple[float, ...]:
+    """Length of each axis as a share of the longest."""
+    sides = network.sides or (1.0,) * n_in
+    if len(sides) != n_in:
+        msg = f"`{type(network).__name__}(sides={network.sides})` has {len(sides)} axes: expected one for each of the {n_in} coordinates"
+        raise ValueError(msg)
+    return sides
 
 
 class ConcatNet(nn.Module):
@@ -351,5 +473,12 @@ class ConcatNet(nn.Module):
 
 
 NETWORKS = Registry("network", "neurst.core.nets.NETWORKS", Network, "neurst.core.nets.Siren(width=64)")
-for _name, _cls in {"siren": Siren, "fourier": Fourier, "lowrank": LowRank, "spline": Spline}.items():
+for _name, _cls in {
+    "siren": Siren,
+    "fourier": Fourier,
+    "lowrank": LowRank,
+    "spline": Spline,
+    "cosine": Cosine,
+    "bumps": Bumps,
+}.items():
     NETWORKS.register(_name)(_cls)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 OnProgress = Callable[[int, int, str], None]  # (steps done, steps planned, what is being done)
 
 
 @dataclass(eq=False)
 class StepCounter:
-    """Counts the steps of all fits of one call.
+    """Counts the steps of all fits of one call, which may run in several threads.
 
     Parameters
     ----------
@@ -24,15 +25,24 @@ class StepCounter:
     on_progress: OnProgress | None
     planned: int = 0
     done: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _stopped: bool = False
+
+    def stop(self) -> None:
+        """End all fits at their next step, with an exception."""
+        self._stopped = True
 
     def stage(self, name: str, steps: int = 0) -> Callable[[int, float], None]:
         """The `on_step` of the next fit. Its `steps` are added to the planned ones."""
         self.planned += steps
 
         def count(step: int, objective: float) -> None:
-            self.done += 1
-            if self.on_progress is not None:
-                self.on_progress(self.done, self.planned, name)
+            with self._lock:
+                if self._stopped:
+                    raise InterruptedError("another fit of the same call was stopped")
+                self.done += 1
+                if self.on_progress is not None:
+                    self.on_progress(self.done, self.planned, name)
 
         return count
 

@@ -94,11 +94,14 @@ class Choice(Generic[T]):
         The held-out score of each strength that was tried, from weak to strong; a higher score is better.
     best
         The result that was kept from the best trial.
+    advice
+        What to tell the user if the search ended while the score still rose; else empty.
     """
 
     strength: float
     scores: dict[float, float]
     best: T
+    advice: str = ""
 
 
 def parabola_peak(strengths: list[float], scores: list[float]) -> float:
@@ -122,7 +125,12 @@ def parabola_peak(strengths: list[float], scores: list[float]) -> float:
 
 
 def choose(
-    trial: Callable[[float], tuple[float, T]], search: LineSearch, *, given: float | None = None, name: str = "lam"
+    trial: Callable[[float], tuple[float, T]],
+    search: LineSearch,
+    *,
+    given: float | None = None,
+    name: str = "lam",
+    quiet: bool = False,
 ) -> Choice[T]:
     """Choose a strength by trials; if one is `given`, try it alone.
 
@@ -136,6 +144,8 @@ def choose(
         A strength that the user has set.
     name
         Name of the strength, for the warning.
+    quiet
+        Issue no warning, but leave it in the `advice` of the result.
 
     Examples
     --------
@@ -167,11 +177,14 @@ def choose(
             break
     tried = dict(sorted(tried.items()))
     strengths, scores = [search.start * search.ratio**k for k in tried], [score for score, _ in tried.values()]
+    advice = ""
     if at_edge is not None:
-        warn(
+        advice = (
             f"the search for `{name}` ended at its {'strongest' if at_edge > 0 else 'weakest'} value, {search.start * search.ratio**at_edge:.3g}, "
             f"while the held-out score still rose: to look further, pass a `LineSearch(max_steps={search.max_steps + 4})` as `search` (of "
             f"`FitOptions` in `neurst.imaging`), or pass a fixed `{name}`"
         )
+    if advice and not quiet:
+        warn(advice)
     best = max(tried.values(), key=lambda pair: pair[0])[1]
-    return Choice(parabola_peak(strengths, scores), dict(zip(strengths, scores, strict=True)), best)
+    return Choice(parabola_peak(strengths, scores), dict(zip(strengths, scores, strict=True)), best, advice)

@@ -343,7 +343,7 @@ def inpaint(
     >>> from neurst.imaging import FitOptions, inpaint
     >>> ramp = np.linspace(0, 1, 24)[:, None] * np.ones((1, 20))
     >>> seen = np.random.default_rng(0).random(ramp.shape) < 0.6
-    >>> filled = inpaint(np.where(seen, ramp, np.nan), seen, options=FitOptions(progress=False))
+    >>> filled = inpaint(np.where(seen, ramp, np.nan), seen, options=FitOptions(lam=1000.0, progress=False))
     >>> bool(np.abs(filled - ramp).max() < 0.05)
     True
     """

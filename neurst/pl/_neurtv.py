@@ -193,7 +193,8 @@ def gradient(
         The fitted spots, or what :func:`neurst.tl.neurtv_superres` returned, after :func:`neurst.tl.neurtv_gradient`.
     genes
         One name, or several. Each is drawn as expression with arrows for ``layers["<key>_dx"]`` and ``["<key>_dy"]`` at some of the
-        points, of length proportional to the gradient. If None, the map of ``obs["<key>_boundary"]``, over all genes together.
+        points, of length proportional to the gradient. If None, the map of ``obs["<key>_boundary"]``, over all genes together, in standard deviations
+        per unit length. Compare it with an annotation: small local maxima need not be anatomy.
     key
         Name of the fit.
     gene_symbols
@@ -270,10 +271,11 @@ def history(adata: AnnData, *, key: str = "neurtv", ax: ArrayLike | None = None)
 
     Returns
     -------
-    Array of two Axes. The first one shows, for each member against the step, means over ten steps: objective and negative log-likelihood in nats
-    and, on an axis of its own to the right, the penalty in box units, not multiplied by `lam`. The second one shows, for each penalty, the
+    Array of two Axes. The first one shows, for each fit of a network against the step, means over ten steps: objective and negative log-likelihood
+    in nats and, on an axis of its own to the right, the penalty in box units, not multiplied by `lam`. The second one shows, for each penalty, the
     held-out score of every strength that was tried, and a line at the strength of the final fits: the one that was given, or
-    the one that was chosen (for counts 1.5 times the peak of the scores).
+    the one that was chosen (for counts 1.5 times the peak of the scores). The strength of a Gaussian process is not in nats: it is a multiple of
+    the strength with the largest marginal likelihood.
 
     Raises
     ------
@@ -306,12 +308,13 @@ def _draw_course(ax: Axes, trace: Mapping[str, NDArray]) -> None:
         ax.plot(step, likelihood, color="C0", label=None if m else "negative log-likelihood")
         right.plot(step, penalty, color="C1")
     ax.set(xlabel="step", ylabel="nats", title="Final fits" if member.any() else "Final fit")
-    right.set_ylim(0, 1.35 * max(trace["penalty"]) or 1.0)  # below the legend
+    right.set_ylim(0, 1.35 * max(trace["penalty"], default=0.0) or 1.0)  # below the legend
     right.set_ylabel("penalty", color="C1")
     right.tick_params(axis="y", colors="C1")
     for a in (ax, right):
         a.spines["top"].set_visible(False)
-    ax.legend(frameon=False, loc="upper right")
+    if member.size:  # a Gaussian process has no steps
+        ax.legend(frameon=False, loc="upper right")
 
 
 def _draw_choice(ax: Axes, search: Mapping[str, NDArray], lam: Mapping[str, float], what: str) -> None:
@@ -325,7 +328,12 @@ def _draw_choice(ax: Axes, search: Mapping[str, NDArray], lam: Mapping[str, floa
             linewidth=1,
             label=f"{name.replace('_', '-')}, {chosen:,.{0 if chosen >= 10 else 2}f}",
         )
-    ax.set(xscale="log", xlabel="lam (nats)", ylabel=f"held-out {what} explained", title="Prior strength")
+    ax.set(
+        xscale="log",
+        xlabel="lam (nats; without unit for a Gaussian process)",
+        ylabel=f"held-out {what} explained",
+        title="Prior strength",
+    )
     ticks = np.unique(tried)
     ticks = ticks[:: 1 + len(ticks) // 6]
     ax.set_xticks(ticks, [f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in ticks])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,41 +23,20 @@ from neurst.core.field import (
     positive_number,
     stored_as,
 )
-from neurst.core.jet import Jet, jacobian
-from neurst.core.nets import NETWORKS, ConcatNet, Network
+from neurst.core.jet import Jet, seed
+from neurst.core.nets import NETWORKS, Bumps, ConcatNet, Network
 from neurst.core.samples import Box
 from neurst.spatial.loadings import signs
+from neurst.spatial.local import LocalStructure
 from neurst.spatial.observation import LINKS, Link
+from neurst.spatial.spread import Spread
 
 MAX_OUTPUTS = 2**20  # upper limit for a stored network
 LEAST_COMPONENT = 1e-4  # components below this share of the largest are dropped
 
 
-@dataclass(frozen=True, eq=False)
-class Members:
-    """The fits whose average is an expression field.
-
-    Parameters
-    ----------
-    weights
-        (M,) weights that sum to 1.
-    loadings
-        (G, m) loadings of all members, concatenated in the order of the networks' outputs.
-    intercepts
-        (G, M) intercepts.
-    """
-
-    weights: NDArray
-    loadings: NDArray
-    intercepts: NDArray
-
-    def select(self, index: NDArray) -> Members:
-        """The same fits for some genes, given by their indices."""
-        return Members(self.weights, self.loadings[index], self.intercepts[index])
-
-
 def canonical(
-    latent: NDArray, loadings: NDArray, unit: NDArray | float = 1.0
+    mean: NDArray, covariance: NDArray, loadings: NDArray, unit: NDArray | float = 1.0
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Rotation (m, r), shift (r,), loadings (G, r) and change of the intercept (G,) of the canonical form of ``u W'``.
 
@@ -68,20 +46,22 @@ def canonical(
 
     Parameters
     ----------
-    latent, loadings
-        u (N, m) and W (G, m).
+    mean, covariance
+        (m,) and (m, m) moments of the latents u at the spots.
+    loadings
+        W (G, m).
     unit
         (G,) unit of each gene in this comparison, so that one gene with large values does not outweigh the others.
     """
-    centre = latent.mean(0)
     q, r = np.linalg.qr(loadings)  # W = Q R
-    _, size, bt = np.linalg.svd((latent - centre) @ r.T, full_matrices=False)
-    strength = size * np.linalg.norm((q @ bt.T).T / unit, axis=1)
-    bt = bt[strength > LEAST_COMPONENT * strength.max()] if strength.any() else bt[:1]
-    rotated = np.where(loadings.any(axis=1, keepdims=True), q @ bt.T, 0.0)  # rows that are zero in W stay exactly zero
+    variance, frame = np.linalg.eigh(r @ covariance @ r.T)
+    size, frame = np.sqrt(np.maximum(variance[::-1], 0.0)), frame[:, ::-1]
+    strength = size * np.linalg.norm((q @ frame).T / unit, axis=1)
+    frame = frame[:, strength > LEAST_COMPONENT * strength.max()] if strength.any() else frame[:, :1]
+    rotated = np.where(loadings.any(axis=1, keepdims=True), q @ frame, 0.0)  # rows that are zero in W stay exactly zero
     sign = signs(rotated)
-    rotation = r.T @ bt.T * sign
-    return rotation, centre @ rotation, rotated * sign, loadings @ centre
+    rotation = r.T @ frame * sign
+    return rotation, mean @ rotation, rotated * sign, loadings @ mean
 
 
 @stored_as("expression")
@@ -100,60 +80,74 @@ class ExpressionField(Field):
         (G,) names.
     box
         Converts between the user's units and the unit box.
-    network
+    networks
         Specification of each network.
     net
         The latent networks on the box.
     rotation, shift
         (m, r) and (r,).
+    latent_sd
+        (r,) standard deviation of each latent at the spots, where they are uncorrelated.
     loadings, intercept
         (G, r) and (G,). The intercept of a gene without counts is ``-inf``: its expected count is 0 everywhere.
     link
         Maps the predictor to the expected expression.
-    members
-        The fits that were averaged; None for a single fit.
+    spread
+        The variance of the predictors; None if no member of the average is a Gaussian process.
     """
 
     genes: NDArray
     box: Box
-    network: Network
+    networks: tuple[Network, ...]
     net: ConcatNet
     rotation: NDArray
     shift: NDArray
+    latent_sd: NDArray
     loadings: NDArray
     intercept: NDArray
     link: Link
-    members: Members | None = None
+    spread: Spread | None = None
 
     @classmethod
     def average(
         cls,
         genes: NDArray,
         box: Box,
-        network: Network,
+        networks: Sequence[Network],
         nets: Sequence[nn.Module],
         loadings: Sequence[NDArray],
         intercepts: Sequence[NDArray],
         weights: Sequence[float],
         *,
+        constant: NDArray,
+        structure: LocalStructure | None = None,
         spots: NDArray,
         link: Link,
         unit: NDArray | float = 1.0,
+        spread: Spread | None = None,
     ) -> ExpressionField:
         """The mean predictor of several fits with the given weights, in canonical form at `spots` (N, d).
 
-        `loadings` are (G, r_k) and `intercepts` (G,), one of each for each network; `unit` as in :func:`canonical`.
+        `loadings` are (G, r_k) and `intercepts` (G,), one of each for each network; `unit` as in :func:`canonical`. What the weights lack
+        to sum to 1 is the weight of a constant predictor (G,). Local `structure` is added to the average.
         """
-        net = ConcatNet(nets, [v.shape[1] for v in loadings]).double().requires_grad_(False)
-        weights = np.asarray(weights, dtype=float) / np.sum(weights)
-        each, means = np.concatenate(loadings, axis=1), np.stack(intercepts, axis=1)
-        share = np.repeat(weights, net.widths)
-        with torch.no_grad():
-            parts = box.to_unit(torch.from_numpy(spots)).split(POINTS_AT_ONCE)
-            u = np.concatenate([net(x).numpy() for x in parts])
-        rotation, shift, rotated, change = canonical(u, each * share, unit)
-        members = Members(weights, each, means) if len(weights) > 1 else None
-        return cls(genes, box, network, net, rotation, shift, rotated, means @ weights + change, link, members)
+        weights = np.asarray(weights, dtype=float)
+        each = [weight * part for weight, part in zip(weights, loadings, strict=True)]
+        if structure is not None:
+            bumps = Bumps(structure.width / box.scale)
+            net = bumps.build(len(box.center), len(structure.centres), torch.Generator())
+            with torch.no_grad():
+                net.centres.copy_(box.to_unit(torch.from_numpy(structure.centres)))
+            networks, nets, each = (*networks, bumps), [*nets, net], [*each, structure.loadings]
+        net = ConcatNet(nets, [v.shape[1] for v in each]).double().requires_grad_(False)
+        mean, covariance = _moments(net, box.to_unit(torch.from_numpy(spots)))
+        rotation, shift, rotated, change = canonical(mean, covariance, np.concatenate(each, axis=1), unit)
+        # the predictor of a gene without counts is -inf in every part of the average
+        rest, empty = 1 - weights.sum(), np.isneginf(constant)
+        known = np.stack(intercepts, axis=1) @ weights + rest * np.where(empty, 0.0, constant)
+        intercept = np.where(empty, constant, known + change)
+        sd = np.sqrt(np.maximum(np.einsum("mr,mk,kr->r", rotation, covariance, rotation), 0.0))
+        return cls(genes, box, tuple(networks), net, rotation, shift, sd, rotated, intercept, link, spread)
 
     @property
     def n_channels(self) -> int:
@@ -181,7 +175,7 @@ class ExpressionField(Field):
             genes=self.genes[index],
             loadings=self.loadings[index],
             intercept=self.intercept[index],
-            members=None if self.members is None else self.members.select(index),
+            spread=None if self.spread is None else self.spread.select(index),
         )
 
     def _latent_in_box(self, x: Tensor | Jet) -> Tensor | Jet:  # (N, d) -> (N, r)
@@ -203,15 +197,15 @@ class ExpressionField(Field):
         return self.jacobian(coords)
 
     def std(self, coords: ArrayLike) -> NDArray:  # (N, d) -> (N, G)
-        r"""Standard deviation of the expected expression between members, in its units.
+        r"""Standard deviation of the expected expression, in its units: :math:`\mathrm{expected} \cdot s` for counts and s for normalised data.
 
-        It is :math:`\mathrm{expected} \cdot s` for counts and s for normalised data. Here
-        :math:`s^2 = \sum_m w_m (\eta_m - \eta)^2 / (1 - \sum_m w_m^2)`, and :math:`\eta` are the predictors (log-rates for counts).
+        :math:`s^2` is the posterior variance of the predictor (the log-rate, for counts), see :mod:`neurst.spatial.spread`. It grows with the
+        distance to the spots.
 
         Raises
         ------
         ValueError
-            If the field is a single fit.
+            If no member of the average is a Gaussian process.
         """
 
         def spread(x: Tensor) -> Tensor:
@@ -221,43 +215,55 @@ class ExpressionField(Field):
         return self.read(spread, coords)
 
     def predictor_variance(self, coords: ArrayLike) -> NDArray:  # (N, d) -> (N, G)
-        """The square of s in :meth:`std`: variance of the predictor (the log-rate, for counts) between members."""
+        """The square of s in :meth:`std`: posterior variance of the predictor (the log-rate, for counts)."""
         return self.read(self._variance, coords)
 
     def _variance(self, x: Tensor) -> Tensor:
-        if self.members is None:
-            msg = "the field is a single fit, which has no spread: refit with `n_members=4` or more"
+        if self.spread is None:
+            msg = "the field has no standard deviation, as none of its members is a Gaussian process: refit with `penalty='auto'`"
             raise ValueError(msg)
-        weights = self.members.weights
-        # a gene without counts has intercept -inf in every member: no difference between members
-        intercepts = np.where(np.isneginf(self.members.intercepts), 0.0, self.members.intercepts)
-        edges = np.cumsum((0, *self.net.widths))
-        u = self.net(x).numpy()
-        eta = [
-            u[:, a:b] @ self.members.loadings[:, a:b].T + intercepts[:, k]
-            for k, (a, b) in enumerate(itertools.pairwise(edges))
-        ]
-        mean = sum(w * e for w, e in zip(weights, eta, strict=True))
-        squares = sum(w * (e - mean) ** 2 for w, e in zip(weights, eta, strict=True))
-        return torch.from_numpy(squares / (1 - np.sum(weights**2)))
+        return torch.from_numpy(self.spread.predictor_variance(x))
 
     def boundary(self, coords: ArrayLike) -> NDArray:  # (N, d) -> (N,)
-        r"""Strength of tissue boundaries, per unit of the coordinates.
+        r"""Strength of tissue boundaries: how fast expression changes, in standard deviations per unit of the coordinates.
 
-        It is the norm over genes of the Jacobian of the predictor, :math:`\sqrt{\mathrm{tr}(J V^\top V J^\top)}`, where J is the Jacobian of
-        the latents. The predictor is the logarithm of the expected count, or the normalised value itself. Loadings are orthonormal over
-        all fitted genes, so for the whole field this is the norm of J.
+        .. math::
+            B(x) = \sqrt{\frac{\sum_g w_g\, |\nabla \eta_g(x)|^2 / s_g^2}{\sum_g w_g}}
+
+        :math:`\eta_g` is the predictor (the log-rate, for counts) and :math:`s_g` its standard deviation over the spots, so that each gene counts
+        in units of its own spread. :math:`w_g` is the geometric mean of its expected counts (equal for normalised values): the gradient of a gene
+        with few counts is mostly noise. Genes without variation are left out.
         """
-        gram = torch.from_numpy(self.loadings.T @ self.loadings)
+        found = self.boundary_of(np.asarray(self.latent_jacobian(coords)[1]))
+        return torch.from_numpy(found) if isinstance(coords, Tensor) else found
 
-        def norm(x: Tensor) -> Tensor:
-            j = jacobian(self._latent_in_box, x) / self.box.scale
-            return torch.einsum("nrd,rs,nsd->n", j, gram, j).clamp_min(0).sqrt()
+    def latent_jacobian(self, coords: ArrayLike) -> tuple[NDArray, NDArray]:  # (N, d) -> (N, r), (N, r, d)
+        """Canonical latent coordinates, and their first derivatives per unit of the coordinates."""
 
-        return self.read(norm, coords, width=self.rotation.shape[1] * self.n_dims)
+        def both(x: Tensor) -> Tensor:
+            jet = self._latent_in_box(seed(x))
+            return torch.cat([jet.value[..., None], jet.derivative(1).permute(1, 2, 0) / self.box.scale], -1)
+
+        found = self.read(both, coords, width=self.rotation.shape[1] * (1 + self.n_dims))
+        return found[..., 0], found[..., 1:]
+
+    def gradient_of(self, latent: NDArray, derivatives: NDArray) -> NDArray:  # (N, r), (N, r, d) -> (N, G, d)
+        """The gradient of the expected expression from latents and their derivatives, by the chain rule."""
+        slope = self.link.slope(latent @ self.loadings.T + self.intercept)
+        return np.stack([slope * (part @ self.loadings.T) for part in np.moveaxis(derivatives, 2, 0)], axis=2)
+
+    def boundary_of(self, derivatives: NDArray) -> NDArray:  # (N, r, d) -> (N,)
+        """The strength of boundaries from the derivatives of the latents."""
+        spread = np.sqrt(self.loadings**2 @ self.latent_sd**2)
+        varies = spread > 1e-6 * max(spread.max(initial=0.0), 1e-300)
+        weight = np.where(varies, self.link.slope(self.intercept), 0.0)
+        share = np.sqrt(weight / max(weight.sum(), 1e-300)) / np.where(varies, spread, 1.0)
+        root = np.linalg.qr(
+            self.loadings * share[:, None], mode="r"
+        )  # its square is the weighted Gram matrix of the loadings
+        return np.linalg.norm(np.einsum("nrd,sr->nsd", derivatives, root, optimize=True), axis=(1, 2))
 
     def to_dict(self) -> dict[str, Any]:
-        members = {} if self.members is None else dataclasses.asdict(self.members)
         with torch.no_grad():
             at = torch.zeros(1, self.n_dims, dtype=torch.float64)
             n_outputs = [net(at).shape[1] for net in self.net.nets]
@@ -268,14 +274,15 @@ class ExpressionField(Field):
             "intercept": self.intercept,
             "rotation": self.rotation,
             "shift": self.shift,
+            "latent_sd": self.latent_sd,
             "link": self.link.name,
             "target_sum": self.link.target_sum,
             "box_center": self.box.center.numpy(),
             "box_scale": self.box.scale,
-            "network": NETWORKS.to_dict(self.network),
+            "networks": {str(k): NETWORKS.to_dict(network) for k, network in enumerate(self.networks)},
             "n_outputs": np.array(n_outputs),
             "widths": np.array(self.net.widths),
-            "members": members,
+            "spread": {} if self.spread is None else self.spread.to_dict(),
             "weights": weights,
         }
 
@@ -292,8 +299,9 @@ class ExpressionField(Field):
         if not np.all((widths >= 1) & (widths <= n_outputs)):
             msg = f"widths are {widths}, expected 1 to {n_outputs}"
             raise ValueError(msg)
-        m, network = int(widths.sum()), NETWORKS.from_dict(stored["network"])
-        net = ConcatNet(_networks(network, len(box.center), n_outputs, stored["weights"]), widths).double()
+        m, specs, spread = int(widths.sum()), stored["networks"], stored.get("spread", {})
+        networks = tuple(NETWORKS.from_dict(specs[str(k)]) for k in range(len(n_outputs)))
+        net = ConcatNet(_nets(networks, len(box.center), n_outputs, stored["weights"]), widths).double()
         link = str(stored["link"])
         if link not in LINKS:
             msg = f"link is {link!r}, expected one of {sorted(LINKS)}"
@@ -301,18 +309,31 @@ class ExpressionField(Field):
         return cls(
             genes,
             box,
-            network,
+            networks,
             net.requires_grad_(False).eval(),
             rotation=finite_array(stored, "rotation", m, r, dtype=np.float64),
             shift=finite_array(stored, "shift", r, dtype=np.float64),
+            latent_sd=finite_array(stored, "latent_sd", r, dtype=np.float64),
             loadings=finite_array(stored, "loadings", len(genes), r, dtype=np.float64),
             intercept=finite_array(stored, "intercept", len(genes), minus_infinity=True, dtype=np.float64),
             link=LINKS[link](positive_number(stored, "target_sum")),
-            members=_members_from_dict(stored.get("members", {}), len(genes), len(widths), m),
+            spread=Spread.from_dict(spread, len(box.center), len(genes)) if spread else None,
         )
 
 
-def _networks(network: Network, d: int, n_outputs: NDArray, weights: Mapping[str, Any]) -> list[nn.Module]:
+@torch.no_grad()
+def _moments(net: nn.Module, x: Tensor) -> tuple[NDArray, NDArray]:
+    """Mean (m,) and covariance (m, m) of the outputs of a network at box coordinates (N, d), a chunk of points at a time."""
+    n, first = len(x), net(x[:1])[0]  # squares of differences from a typical output lose no digits
+    total, squares = torch.zeros_like(first), torch.zeros(len(first), len(first), dtype=first.dtype)
+    for part in x.split(POINTS_AT_ONCE):
+        u = net(part) - first
+        total, squares = total + u.sum(0), squares + u.T @ u
+    mean = total / n
+    return (mean + first).numpy(), (squares / n - torch.outer(mean, mean)).numpy()
+
+
+def _nets(networks: Sequence[Network], d: int, n_outputs: NDArray, weights: Mapping[str, Any]) -> list[nn.Module]:
     """The stored networks of all members, whose weights are named ``nets-<member>-...``."""
     if not isinstance(weights, Mapping):
         msg = f"weights are a {type(weights).__name__}, expected a dictionary of arrays"
@@ -324,15 +345,5 @@ def _networks(network: Network, d: int, n_outputs: NDArray, weights: Mapping[str
             msg = f"weights of {name} belong to none of the {len(each)} networks"
             raise ValueError(msg)
         each[int(member)]["-".join(rest)] = values
-    return [network_from_dict(network, d, int(n), part) for n, part in zip(n_outputs, each, strict=True)]
-
-
-def _members_from_dict(stored: Mapping[str, Any], n_genes: int, n_members: int, m: int) -> Members | None:
-    if n_members == 1:
-        return None
-    weights = finite_array(stored, "weights", n_members, dtype=np.float64)
-    if not (np.all(weights > 0) and np.isclose(weights.sum(), 1)):
-        msg = f"weights are {weights}, expected shares that sum to 1"
-        raise ValueError(msg)
-    intercepts = finite_array(stored, "intercepts", n_genes, n_members, minus_infinity=True, dtype=np.float64)
-    return Members(weights, finite_array(stored, "loadings", n_genes, m, dtype=np.float64), intercepts)
+    parts = zip(networks, n_outputs, each, strict=True)
+    return [network_from_dict(network, d, int(n), part) for network, n, part in parts]

@@ -8,27 +8,35 @@ For counts, ``y_ig ~ Poisson(t_i exp(b_g + V_g . z(x_i)))`` with t_i the library
 The last term is a standard normal prior on the loadings (for normalised data, in units of each gene's standard deviation). The pairs (z, V) and
 (z/c, cV) give the same field; the prior fixes the scale c, see :class:`neurst.core.heads.Loadings`.
 
-A field is the average of a few members: fits that differ in their penalty P and their seed. First, held-out spots decide on the strength `lam`
-of each penalty and on the weights of the average (:mod:`neurst.spatial.tune`). Then the members are fitted to all spots. The latent fields are
-fitted to the most variable genes. The loadings of the other genes on these latents solve a convex problem (:mod:`neurst.spatial.loadings`).
+A field is a weighted average of predictors: of networks that differ in their penalty P and their seed, fitted with the objective above; of a
+Gaussian process (:mod:`neurst.spatial.gaussian_process`); and of the constant, which is the mean rate of each gene. First, held-out spots decide on
+the strength of each member and on the weights of the average (:mod:`neurst.spatial.tune`). Then the members are fitted to all spots. The latent
+fields are fitted to the most variable genes. The loadings of the other genes on these latents solve a convex problem
+(:mod:`neurst.spatial.loadings`). The posterior of the Gaussian process gives the standard deviation of the field (:mod:`neurst.spatial.spread`).
 All functions here take and return arrays, not AnnData.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurst.core.field import check_round_trip
+from neurst.core.parallel import run_all
 from neurst.core.progress import OnProgress, StepCounter
 from neurst.core.samples import Box
 from neurst.spatial.data import SpotData
 from neurst.spatial.field import ExpressionField
-from neurst.spatial.member import Member, fit_member, start_directions
+from neurst.spatial.local import LocalStructure, find_structure
+from neurst.spatial.member import Member, fitter, learn, start_directions
 from neurst.spatial.spec import ExpressionSpec
+from neurst.spatial.spread import Spread, posterior_spread
 from neurst.spatial.tune import Tuning, informative_genes, tune
+
+HISTORY = ("member", "step", "objective", "likelihood", "penalty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +79,9 @@ def fit_expression(
     ValueError
         If no gene varies.
     """
-    check_round_trip(spec.network, data.coords.shape[1])  # before the work, not after it
-    counter = StepCounter(on_progress, spec.planned_steps())
+    for network in spec.networks:
+        check_round_trip(network, data.coords.shape[1])  # before the work, not after it
+    counter = StepCounter(on_progress, spec.planned_steps(len(data.coords)))
     tuning = tune(data, spec, counter)
     return fit_tuned(data, spec, tuning, target_sum=target_sum, counter=counter)
 
@@ -88,38 +97,93 @@ def fit_tuned(
     """Fit all spots with the strengths and weights that :func:`neurst.spatial.tune.tune` found; arguments as in :func:`fit_expression`."""
     counter = counter or StepCounter(None)
     informative = informative_genes(data)
-    members, weights = _fit_members(data.take_genes(informative), spec, tuning, data.box, counter)
+    members, weights, spread = _fit_members(data.take_genes(informative), spec, tuning, data.box, counter)
     target_sum = data.observation.target_sum() if target_sum is None else target_sum
-    field = _average(members, weights, data, spec, informative, target_sum)
-    each = [{"member": [k] * len(m.field.history["step"]), **m.field.history} for k, m in enumerate(members)]
-    return FitResult(field, tuning, {name: np.concatenate([history[name] for history in each]) for name in each[0]})
+    structure = _local_structure(members, weights, data.take_genes(informative), tuning, informative, spec)
+    field = _average(
+        members,
+        weights,
+        None if spread is None else spread.among(len(data.genes), informative),
+        None if structure is None else structure.among(len(data.genes), informative),
+        data,
+        informative,
+        target_sum,
+    )
+    each = [
+        {"member": [k] * len(m.field.history["step"]), **m.field.history}
+        for k, m in enumerate(members)
+        if m.field.history
+    ]
+    columns = {name: [history[name] for history in each] for name in HISTORY}
+    return FitResult(
+        field, tuning, {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
+    )
 
 
 def _fit_members(
     data: SpotData, spec: ExpressionSpec, tuning: Tuning, box: Box, counter: StepCounter
-) -> tuple[list[Member], NDArray]:
-    """The fits to all spots, and the weight of each. Members cycle through the penalties whose weight is large enough."""
-    order = np.argsort(-tuning.weights, kind="stable")
-    least = spec.config.least_weight
-    used = [k for k in order if tuning.weights[k] > 0 and tuning.weights[k] >= least][: spec.n_members]
-    turns = [used[m % len(used)] for m in range(spec.n_members)]
-    genes = data.most_variable(spec.config.latent_genes)
-    few, members = data.take_genes(genes), []
+) -> tuple[list[Member], NDArray, Spread | None]:
+    """The fits to all spots, the weight of each, and the spread of a Gaussian process if there is one.
+
+    Fits of networks cycle through the candidates that have weight.
+    """
+    candidates, genes = spec.candidates(), data.most_variable(spec.config.latent_genes)
+    few = data.take_genes(genes)
     directions = start_directions(few, spec)
-    for m, k in enumerate(turns):
-        on_step = counter.stage(f"fitting, {m + 1} of {spec.n_members}" if spec.n_members > 1 else "fitting")
-        numbers = {"on_step": on_step, "random_state": spec.member_seed(m)}
-        member = fit_member(few, spec, spec.penalties[k], tuning.lam[k], directions, box, **numbers)
-        members.append(member.with_all_genes(data, genes))
+    used = [int(k) for k in np.argsort(-tuning.weights, kind="stable") if tuning.weights[k] > 0]
+    networks = [k for k in used if candidates[k].network is not None][: spec.n_members]
+    turns = [networks[m % len(networks)] for m in range(spec.n_members)] if networks else []
+    stage = counter.stage(f"fitting {len(turns)} members" if len(turns) > 1 else "fitting")
+
+    def fit_network(m: int) -> Member:
+        fit = fitter(candidates[turns[m]], few, spec, directions, box, random_state=spec.member_seed(m))
+        return fit(tuning.lam[turns[m]], stage).with_all_genes(data, genes)
+
+    def fit_process(k: int) -> tuple[Member | None, Spread]:
+        process, known = learn(candidates[k], few, spec, directions, box)
+        fitted, typical = (Member(*process.fit(lam)).with_all_genes(few, known) for lam in (tuning.lam[k], 1.0))
+        fitted = fitted.with_all_genes(data, genes)
+        # further genes: the channels of both fits are nearly the same, each in its own unit
+        loadings = fitted.loadings * (process.unit(tuning.lam[k]) / process.unit(1.0))
+        loadings[genes] = typical.loadings
+        information, unit = (f(data.values) for f in (data.observation.gene_information, data.observation.gene_unit))
+        unit = np.broadcast_to(unit, information.shape)
+        return fitted, posterior_spread(process, typical.field.net, loadings, information, unit)
+
+    processes = [k for k, candidate in enumerate(candidates) if candidate.network is None]
+    tasks = [partial(fit_network, m) for m in range(len(turns))] + [partial(fit_process, k) for k in processes]
+    found = run_all(tasks, counter, together=spec.together)
+    members, spread = found[: len(turns)], None
+    for k, (member, its_spread) in zip(processes, found[len(turns) :], strict=True):
+        spread = its_spread
+        if tuning.weights[k] > 0:
+            members, turns = [*members, member], [*turns, k]
+    # candidates that were not fitted, as there are more of them than members, leave their weight to the others
     weights = np.array([tuning.weights[k] / turns.count(k) for k in turns])
-    return members, weights / weights.sum()
+    return members, weights * tuning.weights.sum() / weights.sum(), spread
+
+
+def _local_structure(
+    members: list[Member], weights: NDArray, data: SpotData, tuning: Tuning, informative: NDArray, spec: ExpressionSpec
+) -> LocalStructure | None:
+    """Structures of one or two spots that the average is too smooth for."""
+    latents = [member.field.latent(data.coords) for member in members]
+    constant = (1 - weights.sum()) * data.observation.intercept(data.mean_rate())
+
+    def predictor(genes: NDArray) -> NDArray:
+        parts = zip(weights, members, latents, strict=True)
+        return constant[genes] + sum(w * (z @ m.loadings[genes].T + m.intercept[genes]) for w, m, z in parts)
+
+    dispersion = None if tuning.dispersion is None else tuning.dispersion[informative]
+    return find_structure(data, predictor, dispersion, most=spec.config.most_bumps)
 
 
 def _average(
     members: list[Member],
     weights: NDArray,
+    spread: Spread | None,
+    structure: LocalStructure | None,
     data: SpotData,
-    spec: ExpressionSpec,
     informative: NDArray,
     target_sum: float,
 ) -> ExpressionField:
@@ -134,12 +198,15 @@ def _average(
     return ExpressionField.average(
         data.genes,
         data.box,
-        spec.network,
+        [member.field.network for member in members],
         [member.field.net for member in members],
         loadings,
         intercepts,
         weights,
+        constant=constant,
+        structure=structure,
         spots=data.coords,
         link=data.observation.link(target_sum),
-        unit=unit if np.ndim(unit) == 0 else np.where(loadings[0].any(1), unit, 1.0),
+        unit=unit if np.ndim(unit) == 0 else np.where(np.isin(np.arange(len(constant)), informative), unit, 1.0),
+        spread=spread,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from neurst.core.field import FittedField
 from neurst.core.fit import OnStep, fit_field
+from neurst.core.nets import Network
 from neurst.core.penalty import Penalty
 from neurst.core.samples import Box, Samples
 from neurst.spatial.data import SpotData
+from neurst.spatial.gaussian_process import LatentProcess, learn_process
 from neurst.spatial.matrix import dense, to_tensor
-from neurst.spatial.spec import ExpressionSpec
+from neurst.spatial.spec import Candidate, ExpressionSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +64,79 @@ def start_directions(data: SpotData, spec: ExpressionSpec) -> NDArray:  # -> (G,
     return data.observation.directions(data.values, rank, spec.fit.random_state)
 
 
+Fitter = Callable[[float, OnStep | None], Member]  # (strength, on_step) -> the fit
+
+
+def fitter(
+    candidate: Candidate,
+    data: SpotData,
+    spec: ExpressionSpec,
+    directions: NDArray,
+    box: Box,
+    *,
+    trial: bool = False,
+    random_state: int | None = None,
+) -> Fitter:
+    """The function that fits a candidate to spots with a given strength; arguments as in :func:`fit_member`."""
+    if candidate.network is None:
+        return _process_fitter(candidate, data, spec, directions, box)
+
+    def fit(lam: float, on_step: OnStep | None = None) -> Member:
+        return fit_member(
+            data,
+            spec,
+            candidate.prior,
+            candidate.network,
+            lam,
+            directions,
+            box,
+            on_step=on_step,
+            trial=trial,
+            random_state=random_state,
+        )
+
+    return fit
+
+
+def _process_fitter(
+    candidate: Candidate, data: SpotData, spec: ExpressionSpec, directions: NDArray, box: Box
+) -> Fitter:
+    """The function that fits a Gaussian process."""
+    process, genes = learn(candidate, data, spec, directions, box)
+
+    def fit(lam: float, on_step: OnStep | None = None) -> Member:
+        return Member(*process.fit(lam)).with_all_genes(data, genes)
+
+    return fit
+
+
+def learn(
+    candidate: Candidate, data: SpotData, spec: ExpressionSpec, directions: NDArray, box: Box
+) -> tuple[LatentProcess, NDArray]:
+    """The Gaussian process of some spots, and the indices of its genes. Of a large section it learns from a random subset of the spots."""
+    n, g = data.values.shape
+    config = spec.config
+    most = max(config.least_process_spots, min(config.most_process_spots, config.dense_values // g))
+    genes = np.arange(g)
+    if n > most:
+        data = data.take(np.sort(np.random.default_rng(spec.fit.random_state).permutation(n)[:most]))
+        genes = data.informative_genes()
+        data = data.take_genes(genes)
+    return learn_process(data, directions[genes], box, **dataclasses.asdict(candidate.prior)), genes
+
+
 def fit_member(
     data: SpotData,
     spec: ExpressionSpec,
     penalty: Penalty,
+    network: Network,
     lam: float,
     directions: NDArray,
     box: Box,
     *,
     on_step: OnStep | None = None,
-    **numbers,
+    trial: bool = False,
+    random_state: int | None = None,
 ) -> Member:
     """Fit a latent field, loadings and intercepts to spots.
 
@@ -78,25 +144,27 @@ def fit_member(
     ----------
     data, spec
         As in :func:`neurst.spatial.tune.tune`; every gene must be informative.
-    penalty, lam
-        Regulariser of the latent field and its strength in nats.
+    penalty, network, lam
+        Regulariser and network of the latent field, and prior strength in nats.
     directions
         (G, r) starting values of the loadings.
     box
         Unit box of the coordinates.
     on_step
         Called after each step.
-    numbers
-        Fields of :class:`neurst.core.fit.FitConfig` that differ from those of the spec.
+    trial
+        Whether this is a short fit, to be scored on held-out spots.
+    random_state
+        Seed; that of the spec if None.
     """
     n, g = data.values.shape
     footprint, observation = data.quadrature(), data.observation
-    batch = spec.fit.batch_points or spec.config.batch_points(n, g * (1 if footprint is None else len(footprint)))
-    config = dataclasses.replace(spec.fit, batch_points=batch, **numbers)
+    points = g * (1 if footprint is None else len(footprint))
+    config = spec.fit_of(network, n, points, trial=trial, random_state=random_state)
     values = data.values if n * g > spec.config.dense_values else dense(data.values)
     found = fit_field(
         Samples(torch.from_numpy(data.coords), to_tensor(values), offset=observation.offset(), footprint=footprint),
-        network=spec.network,
+        network=network,
         likelihood=observation.likelihood(data.values),
         penalty=penalty,
         lam=lam,
@@ -108,8 +176,3 @@ def fit_member(
     )
     loadings, intercept = (part().detach().double().numpy() for part in (found.head.loadings, found.head.intercept))
     return Member(found, loadings, intercept)
-
-
-def mean_predictor(members: list[Member], weights: NDArray, spots: SpotData) -> NDArray:  # -> (N, G)
-    """The weighted mean of the members' predictors at spots."""
-    return sum(w * member.predictor(spots) for w, member in zip(weights, members, strict=True))

@@ -42,6 +42,10 @@ class Link(ABC):
     def spread(self, eta: NDArray, sd: NDArray) -> NDArray:
         """Standard deviation of the expected expression at a predictor with standard deviation `sd`."""
 
+    @abstractmethod
+    def slope(self, eta: NDArray) -> NDArray:
+        """Derivative of the expected expression by the predictor; for counts it is also the Fisher information of a count."""
+
 
 @dataclass(frozen=True)
 class LogLink(Link):
@@ -56,6 +60,9 @@ class LogLink(Link):
     def spread(self, eta: NDArray, sd: NDArray) -> NDArray:
         return sd * self.target_sum * np.exp(eta)
 
+    def slope(self, eta: NDArray) -> NDArray:
+        return self.target_sum * np.exp(eta)
+
 
 @dataclass(frozen=True)
 class IdentityLink(Link):
@@ -69,6 +76,9 @@ class IdentityLink(Link):
 
     def spread(self, eta: NDArray, sd: NDArray) -> NDArray:
         return sd
+
+    def slope(self, eta: NDArray) -> NDArray:
+        return np.ones_like(eta)
 
 
 LINKS: dict[str, type[Link]] = {link.name: link for link in (LogLink, IdentityLink)}
@@ -113,6 +123,10 @@ class Observation(ABC):
         """(G,) the unit in which the predictors of genes are compared."""
 
     @abstractmethod
+    def gene_information(self, values: Matrix) -> NDArray:
+        """(G,) Fisher information of all values of a gene about its intercept."""
+
+    @abstractmethod
     def directions(self, values: Matrix, rank: int, random_state: int) -> NDArray:
         """(G, r) starting values of the loadings: leading singular vectors of standardised residuals from the null model."""
 
@@ -133,8 +147,22 @@ class Observation(ABC):
         """(N, G) predicted rates or values, without the offset."""
 
     @abstractmethod
-    def loss(self, values: Matrix, eta: NDArray) -> float:
-        """Negative log-likelihood of held-out values at predictors (N, G), up to a constant."""
+    def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
+        """Negative log-likelihood of held-out values at predictors (N, G), up to a constant, and its derivative by each predictor (N, G)."""
+
+    @abstractmethod
+    def residuals(self, values: Matrix, eta: NDArray, scatter: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """Residuals of values at predictors, their variance, and the derivative of the mean by the predictor, (N, G) each.
+
+        `scatter` (G,) is the over-dispersion of counts, or the variance of the noise of normalised values.
+        """
+
+    @abstractmethod
+    def cautious_variance(self, residual: NDArray, variance: NDArray, slope: NDArray) -> NDArray:
+        """(N, G) variance half-way between a prediction and a value above it.
+
+        Counts are skewed: with the variance at a small expected count, a single count would be a large deviation.
+        """
 
     @abstractmethod
     def score(self, values: Matrix, prediction: NDArray, rate: NDArray) -> float:
@@ -212,6 +240,9 @@ class Counts(Observation):
     def gene_unit(self, values: Matrix) -> float:
         return 1.0
 
+    def gene_information(self, values: Matrix) -> NDArray:
+        return column_means(values) * values.shape[0]
+
     def directions(self, values: Matrix, rank: int, random_state: int) -> NDArray:
         r"""Singular vectors of Pearson residuals :math:`(y_{ig} - t_i p_g) / \sqrt{t_i p_g}` :cite:p:`Lause2021`."""
         rate = self.mean_rate(values)
@@ -236,8 +267,16 @@ class Counts(Observation):
     def prediction(self, eta: NDArray) -> NDArray:
         return np.exp(eta)
 
-    def loss(self, values: Matrix, eta: NDArray) -> float:
-        return float((self.size[:, None] * np.exp(eta) - dense(values) * eta).sum())
+    def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
+        values, mean = dense(values), self.size[:, None] * np.exp(eta)
+        return float((mean - values * eta).sum()), mean - values
+
+    def residuals(self, values: Matrix, eta: NDArray, scatter: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        mean = self.size[:, None] * np.exp(eta)
+        return dense(values) - mean, mean * (1 + scatter * mean), mean
+
+    def cautious_variance(self, residual: NDArray, variance: NDArray, slope: NDArray) -> NDArray:
+        return variance * (1 + np.maximum(residual, 0.0) / (2 * slope))
 
     def score(self, values: Matrix, prediction: NDArray, rate: NDArray) -> float:
         return scores.deviance_explained(values, self.size, prediction, rate)
@@ -296,6 +335,9 @@ class Normalised(Observation):
     def gene_unit(self, values: Matrix) -> NDArray:
         return moments(values)[1]
 
+    def gene_information(self, values: Matrix) -> NDArray:
+        return values.shape[0] / np.maximum(moments(values)[1] ** 2, 1e-300)
+
     def directions(self, values: Matrix, rank: int, random_state: int) -> NDArray:
         """Singular vectors of standard scores :math:`(y_{ig} - m_g) / s_g`."""
         mean, sd = moments(values)
@@ -315,10 +357,17 @@ class Normalised(Observation):
     def prediction(self, eta: NDArray) -> NDArray:
         return eta
 
-    def loss(self, values: Matrix, eta: NDArray) -> float:
+    def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
         sd = moments(values)[1]
-        varies = sd > 0
-        return float((((dense(values) - eta)[:, varies] / sd[varies]) ** 2).sum())
+        error = np.where(sd > 0, (eta - dense(values)) / np.where(sd > 0, sd, 1.0), 0.0)
+        return float((error**2).sum() / 2), error / np.where(sd > 0, sd, 1.0)
+
+    def residuals(self, values: Matrix, eta: NDArray, scatter: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        error = dense(values) - eta
+        return error, np.broadcast_to(scatter, error.shape), np.ones_like(error)
+
+    def cautious_variance(self, residual: NDArray, variance: NDArray, slope: NDArray) -> NDArray:
+        return variance
 
     def score(self, values: Matrix, prediction: NDArray, rate: NDArray) -> float:
         return scores.variance_explained(values, prediction, rate)

@@ -28,14 +28,13 @@ from neurst.core.arguments import (
 )
 from neurst.core.fit import DEVICE
 from neurst.core.nets import Network
-from neurst.core.penalty import Penalty
 from neurst.core.progress import progress_bar
 from neurst.core.tuning import SEARCH, LineSearch
 from neurst.spatial.adata import keys, read, write
 from neurst.spatial.field import ExpressionField
 from neurst.spatial.fit import fit_expression
 from neurst.spatial.matrix import spot_chunks
-from neurst.spatial.spec import ExpressionConfig, specify
+from neurst.spatial.spec import ExpressionConfig, Prior, specify
 
 log = logging.getLogger("neurst")
 FIT_RULES = {
@@ -48,8 +47,7 @@ FIT_RULES = {
     "size_factors": ANYTHING,
     "penalty": ANYTHING,
     "lam": LAM,
-    "holdout": one_of("random", "block"),
-    "rank": SIZE,
+    "rank": AUTO | SIZE,
     "network": ANYTHING,
     "n_members": MEMBERS,
     "steps": AUTO | SIZE,
@@ -75,11 +73,10 @@ def neurtv_fit(
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
     footprint: float | Literal["auto"] | None = None,
-    penalty: str | Penalty | Sequence[str | Penalty] = "auto",
+    penalty: str | Prior | Sequence[str | Prior] = "auto",
     lam: float | Literal["auto"] = "auto",
-    holdout: Literal["random", "block"] = "random",
-    rank: int = 20,
-    network: str | Network = "auto",
+    rank: int | Literal["auto"] = "auto",
+    network: str | Network | Sequence[str | Network] = "auto",
     n_members: int = 2,
     steps: int | Literal["auto"] = "auto",
     search: LineSearch = LineSearch(),
@@ -97,9 +94,12 @@ def neurtv_fit(
 
     Here z is a coordinate network with `rank` latent channels, V are gene loadings, :math:`t_i` is the library size and P a total variation of
     z from its exact derivatives (NeurTV :cite:p:`Luo2025`). For normalised data the link is the identity and the noise Gaussian, with one
-    scale for each gene. The field is the mean, on the scale of the predictor, of `n_members` such fits that differ in penalty and seed.
-    20 % of the spots are held out to choose `lam` for each penalty, to weigh the penalties, and to score each gene; then the members
-    are fitted to all spots. z and V are fitted to the 1,000 most variable genes; the loadings of further genes are solved for on z.
+    scale for each gene.
+
+    The field is a weighted mean, on the scale of the predictor (the log-rate, for counts), of such networks, of a Gaussian process
+    (:mod:`neurst.spatial.gaussian_process`), and of the mean rate of each gene. First, about 20 % of the spots are held out, half of them single
+    spots and half of them in discs. They decide on the prior strength of each member and on the weights, and they score each gene. Then the
+    members are fitted to all spots. z and V are fitted to the 1,000 most variable genes; the loadings of further genes are solved for on z.
 
     Parameters
     ----------
@@ -122,28 +122,32 @@ def neurtv_fit(
         Diameter of a spot, in the units of the coordinates. The rate of a spot is then the mean over a disc (a ball in 3-d), computed
         at 4 (6) points of it, and the field is sharper than the spots. None takes spots as points. ``"auto"`` is
         ``uns["spatial"][...]["scalefactors"]["spot_diameter_fullres"]``, else 0.55 of the pitch on a lattice (Visium); irregular
-        positions are taken as points.
+        positions are taken as points. The latent channels of the Gaussian process are always fitted to points.
     penalty
-        Regulariser of the latent field: ``"nuclear"`` (:class:`neurst.core.penalty.NuclearTV`: channels share their directions),
-        ``"space_variant"`` (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``,
-        ``"anisotropic"``, ``"vectorial"``, ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``; a penalty of
-        :mod:`neurst.core.penalty`; or several of them, to be averaged. ``"auto"`` is the first two. Both are fitted, and held-out spots decide how
-        much weight each gets.
+        Members of the average, one or several. A network is fitted with each total variation of its latent field: ``"nuclear"``
+        (:class:`neurst.core.penalty.NuclearTV`: channels share their directions), ``"space_variant"``
+        (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``, ``"anisotropic"``, ``"vectorial"``,
+        ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``; or a penalty of :mod:`neurst.core.penalty`. Members without a network are
+        ``"gaussian_process"`` (:class:`neurst.spatial.spec.GaussianProcess`), which also gives the standard deviation, and ``"constant"``, the mean
+        rate of each gene. ``"auto"`` is nuclear, space-variant, Gaussian process and constant; on more than 5,000 spots it is without the
+        space-variant penalty, because a second network is fitted there.
     lam
-        Prior strength in nats (natural-log units of likelihood), or ``"auto"``: chosen by short fits that are scored on held-out spots. A good
-        value hardly depends on the number of spots or genes; 20 to 3,000 suits most tissue.
-    holdout
-        How spots are held out: ``"random"`` hides single spots, ``"block"`` hides discs of spots. The choices and
-        scores of a fit then refer to predictions between neighbouring spots, or across wider gaps.
+        Prior strength of the networks in nats (natural-log units of likelihood), or ``"auto"``: chosen by short fits that are scored on held-out
+        spots. A good value hardly depends on the number of spots or genes; 20 to 3,000 suits most tissue. The strength of a Gaussian process is
+        always chosen.
     rank
         Number of latent channels of a member, lowered if there are fewer spots or genes. Channels that the data do not support shrink to zero.
+        ``"auto"`` is ``20 max(1, N / 5000)^(1/4)`` for N spots, at most 60.
     network
-        ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, or a specification such as ``neurst.core.nets.Siren(width=64)``. ``"auto"`` is a SIREN
-        whose finest scale follows the number of spots, ``omega = 5 max(1, N / 5000)^(1/4)``.
+        ``"siren"``, ``"fourier"``, ``"lowrank"``, ``"spline"``, ``"cosine"``, or a specification such as ``neurst.core.nets.Siren(width=64)``; or
+        several of them. The first is fitted with each penalty, the others with the first penalty only. ``"auto"`` is a SIREN whose finest scale follows the
+        number N of spots, ``omega = 5 max(1, N / 5000)^(1/4)``, and on more than 5,000 spots also a cubic B-spline with about 3 spots (in 3-d: 5) in
+        each of its finest cells.
     n_members
-        Number of fits that are averaged; they cycle through the penalties. With 4 or more, the standard deviation between them is stored.
+        Number of fits of networks to all spots. They cycle through the penalties and networks that have weight, with a new seed for each fit.
+        A Gaussian process with weight is one member more.
     steps
-        Optimisation steps of each final fit; ``"auto"`` is ``500 max(1, N / 5000)^(1/4)``.
+        Optimisation steps of each final fit of a network; ``"auto"`` is 400. A spline takes at most 300.
     search
         Settings of the search for ``lam="auto"``.
     config
@@ -165,21 +169,23 @@ def neurtv_fit(
         Expected expression at the spots (with a `footprint`: at their centres). For counts it is that at library size ``target_sum``, the median
         of the fitted spots; else in the units of the data. NaN for genes that were not fitted. If fewer than half of the genes were fitted, it is
         ``obsm[key]`` instead, a DataFrame of these genes.
-    ``layers["<key>_std"]`` : (n_obs, n_vars) float32, if ``n_members >= 4``
-        Standard deviation of the expected expression between members, in the same units; also in `obsm` if few genes were fitted.
+    ``layers["<key>_std"]`` : (n_obs, n_vars) float32, if `penalty` includes a Gaussian process, as ``"auto"`` does
+        Posterior standard deviation of the expected expression, in the same units; it grows with the distance to the spots. Counting noise is not
+        part of it. It is also in `obsm` if few genes were fitted.
     ``obsm["X_<key>"]`` : (n_obs, r) float32
-        Latent coordinates, centred, sorted by falling variance. r is at most ``rank * n_members``; components below 1e-4 of the largest are dropped.
+        Latent coordinates, centred, sorted by falling variance. r is at most `rank` times the number of members, the Gaussian process included;
+        components below 1e-4 of the largest are dropped.
     ``varm["<key>_loadings"]`` : (n_vars, r) float32
         Orthonormal gene loadings.
     ``var["<key>_fitted"]``, ``var["<key>_empty"]`` : bool
         Genes that were fitted; fitted genes without counts (or without variation), which get their mean.
     ``var["<key>_deviance_explained"]``, for normalised data ``var["<key>_variance_explained"]`` : float
-        Share of the Poisson deviance (of the variance) of held-out spots that is explained: below 0 is worse than the
-        mean of the gene. Trust a gene between spots only if it is clearly positive.
+        Share of the Poisson deviance (of the variance) of held-out spots that is explained, where half of them are single spots and half are in
+        discs: 0 is no better than the mean of the gene. Trust a gene between spots only if it is clearly positive.
     ``var["<key>_dispersion"]`` : float, for counts
         :math:`\phi_g` of the held-out counts, whose variance about the prediction is :math:`\mu + \phi_g \mu^2`.
     ``uns[key]`` : dict
-        Parameters, versions, history, every `lam` that was tried with its score, and the whole field as plain arrays.
+        Parameters, versions, history, every `lam` that was tried with its score, the weight of each member, and the whole field as plain arrays.
 
     Raises
     ------
@@ -197,13 +203,13 @@ def neurtv_fit(
     """
     keys.check_name(key_added)
     options = {"penalty": penalty, "network": network, "rank": rank, "n_members": n_members, "lam": lam, "steps": steps}
-    options |= {"search": search, "config": config, "device": device, "holdout": holdout, "random_state": random_state}
+    options |= {"search": search, "config": config, "device": device, "random_state": random_state}
     specify(0, **options)  # raises for invalid options before a matrix is read
     measured = read.read_spots(adata, genes, layer, spatial_key, library_key, likelihood, size_factors, footprint)
     data = measured.data
-    slots = write.fit_slots(key_added, len(data.genes), adata.n_vars, data.observation, n_members)
+    spec = specify(*data.coords.shape, **options)
+    slots = write.fit_slots(key_added, len(data.genes), adata.n_vars, data.observation, std=spec.has_spread)
     write.check_fit_key(adata, key_added, slots)
-    spec = specify(len(data.coords), **options)
     with progress_bar(progress) as on_progress:
         result = fit_expression(data, spec, on_progress=on_progress)
     score_name, tuning = data.observation.score_name.replace("_", " "), result.tuning
@@ -230,7 +236,7 @@ def _fit_tables(field: ExpressionField, coords: NDArray, key: str, n_vars: int) 
 
 
 def evaluate(field: ExpressionField, coords: NDArray) -> tuple[NDArray, NDArray | None]:
-    """Expected expression (N, G), and its standard deviation if there are enough members; float32."""
+    """Expected expression (N, G), and its standard deviation if a Gaussian process is among the members; float32."""
 
     def by_chunks(function: Callable) -> NDArray:  # only a chunk at a time is in float64
         out = np.empty((len(coords), len(field.genes)), dtype=np.float32)
@@ -242,4 +248,4 @@ def evaluate(field: ExpressionField, coords: NDArray) -> tuple[NDArray, NDArray 
 
 
 def has_std(field: ExpressionField) -> bool:
-    return field.members is not None and len(field.members.weights) >= write.LEAST_FOR_STD
+    return field.spread is not None

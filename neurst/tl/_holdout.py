@@ -7,25 +7,23 @@ from typing import Literal
 
 from anndata import AnnData
 
-from neurst.core.arguments import NONE, SEED, TEXT, checked, number, several
+from neurst.core.arguments import NONE, SEED, TEXT, checked, number, one_of, several
 from neurst.core.nets import Network
-from neurst.core.penalty import Penalty
 from neurst.core.progress import progress_bar
 from neurst.core.tuning import LineSearch
 from neurst.spatial.adata import keys, read, write
 from neurst.spatial.evaluate.compare import compare
-from neurst.spatial.spec import ExpressionConfig, specify
+from neurst.spatial.spec import ExpressionConfig, Prior, specify
 from neurst.tl._fit import FIT_RULES
 
-SHARED = {name: rule for name, rule in FIT_RULES.items() if name not in ("holdout", "random_state")}
+SHARED = {name: rule for name, rule in FIT_RULES.items() if name != "random_state"}
 
 
 @checked(
-    holdout=FIT_RULES["holdout"],
+    holdout=one_of("random", "block"),
     fraction=number(0, 0.95, above=True),
     seeds=several(SEED),
     baselines=NONE | several(TEXT, least=0),
-    fit_holdout=(NONE | FIT_RULES["holdout"]).advised("None is the same as `holdout`"),
     **SHARED,
 )
 def holdout_score(
@@ -41,11 +39,10 @@ def holdout_score(
     library_key: str | None = None,
     likelihood: Literal["auto", "poisson", "negative_binomial", "gaussian"] = "auto",
     size_factors: str | Sequence[float] | None = None,
-    penalty: str | Penalty | Sequence[str | Penalty] = "auto",
+    penalty: str | Prior | Sequence[str | Prior] = "auto",
     lam: float | Literal["auto"] = "auto",
-    fit_holdout: Literal["random", "block"] | None = None,
-    rank: int = 20,
-    network: str | Network = "auto",
+    rank: int | Literal["auto"] = "auto",
+    network: str | Network | Sequence[str | Network] = "auto",
     n_members: int = 2,
     steps: int | Literal["auto"] = "auto",
     search: LineSearch = LineSearch(),
@@ -69,22 +66,22 @@ def holdout_score(
         One section, as for :func:`neurtv_fit`.
     holdout
         How spots are held out: ``"random"`` hides single spots, ``"block"`` hides discs of spots. The scores then
-        measure predictions between neighbouring spots, or across wider gaps.
+        measure predictions between neighbouring spots, or across wider gaps. The field itself always chooses its settings on both kinds of
+        held-out spots, see :func:`neurtv_fit`.
     fraction
         Share of the fitted spots to hide.
     seeds
         Seeds: for each of them there is one split, and one fit of each method.
     baselines
         Methods to compare with. ``"nearest"`` and ``"kernel"`` are the nearest spot and a Gaussian kernel, shrunk to the mean. ``"kriging"`` is
-        that of Pearson residuals, or of normalised values, with at most 4,500 training spots. ``"no_tv"`` is the same network with ``lam=0``.
-        For counts there are also ``"kriging_log"``, kriging of log1p-normalised counts; ``"lognorm"``, the same network on these (its `lam` is
-        always chosen); and ``"smoother"`` :cite:p:`Su2023`, which needs the package `smoother-omics`. None compares with no other method.
+        that of Pearson residuals, or of normalised values, with at most 4,500 training spots. ``"no_tv"`` is the networks alone with ``lam=0``,
+        without a Gaussian process or the constant. For counts there are also ``"kriging_log"``, kriging of log1p-normalised counts; ``"lognorm"``, a
+        field of these with the same settings (its `lam` is always chosen); and ``"smoother"`` :cite:p:`Su2023`, which needs the package
+        `smoother-omics`. None compares with no other method.
     genes, layer, spatial_key, library_key, likelihood, size_factors
         As in :func:`neurtv_fit`.
     penalty, lam, rank, network, n_members, steps, search, config, device, progress
         As in :func:`neurtv_fit`.
-    fit_holdout
-        The `holdout` of :func:`neurtv_fit`, by which the field chooses its settings; None is the same as `holdout`.
     key_added
         Name under which results are stored.
 
@@ -95,7 +92,7 @@ def holdout_score(
     ``uns[key]`` : DataFrame
         A row for each seed and method, including ``"field"``. Columns: ``holdout``, ``seed``, ``method``; ``score``, the share explained, all
         genes together; ``median_r``, the median over genes of the correlation with the measured log-rates; ``seconds`` to fit and
-        predict; ``n_train``, ``n_test``; ``lam`` in nats, of the penalty with the largest weight, NaN for methods without one.
+        predict; ``n_train``, ``n_test``; ``lam`` in nats, of the network with the largest weight, NaN for methods without a network.
     ``var[key]`` : float
         Share explained by the field, mean over seeds. 0 for a gene that is constant in the training spots or without counts in the
         held-out ones; NaN for genes that were not fitted.
@@ -121,13 +118,13 @@ def holdout_score(
     keys.check_name(key_added)
     write.check_score_key(adata, key_added)
     options = {"penalty": penalty, "network": network, "rank": rank, "n_members": n_members, "lam": lam, "steps": steps}
-    options |= {"search": search, "config": config, "device": device, "holdout": fit_holdout or holdout}
+    options |= {"search": search, "config": config, "device": device}
     specify(0, **options)  # raises for invalid options before a matrix is read
     measured = read.read_spots(adata, genes, layer, spatial_key, library_key, likelihood, size_factors)
     with progress_bar(progress) as on_progress:
         comparison = compare(
             measured.data,
-            lambda n_spots, seed: specify(n_spots, random_state=seed, **options),
+            lambda n_spots, seed: specify(n_spots, measured.data.coords.shape[1], random_state=seed, **options),
             list(dict.fromkeys(baselines or ())),
             seeds=list(dict.fromkeys(seeds)),
             holdout=holdout,

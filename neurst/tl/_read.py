@@ -85,8 +85,9 @@ def neurtv_superres(
     -------
     AnnData
         ``X`` (float32): expected expression, for counts at library size ``uns[key]["field"]["target_sum"]``. ``var`` with its columns,
-        ``obsm["spatial"]``, ``obs["distance_to_spot"]``, ``obs["in_support"]``, ``uns["spatial"]`` copied with the spot diameter
-        adjusted, and ``uns[key]`` with the field, so that the result can be queried and differentiated.
+        ``layers["<key>_std"]`` (float32), its posterior standard deviation, if the fit has one; ``obsm["spatial"]``, ``obs["distance_to_spot"]``,
+        ``obs["in_support"]``, ``uns["spatial"]`` copied with the spot diameter adjusted, and ``uns[key]`` with the field, so that the result
+        can be queried and differentiated.
 
     Raises
     ------
@@ -263,7 +264,7 @@ def _range(x: NDArray) -> str:
 def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None, key: str = "neurtv") -> None:
     r"""Exact spatial derivatives of the stored field at the spots.
 
-    For counts, :math:`\partial_x \mu_g = \mu_g\, V_g \cdot \partial_x z`, with derivatives of the network by Taylor arithmetic, not finite
+    For counts, :math:`\partial_x \mu_g = \mu_g\, V_g \cdot \partial_x z`, with derivatives of the latent field z by Taylor arithmetic, not finite
     differences.
 
     Parameters
@@ -284,8 +285,10 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
     ``var["<key>_gradient"]`` : float
         Mean norm of a gene's gradient over the spots in the tissue.
     ``obs["<key>_boundary"]`` : float
-        Strength of tissue boundaries: the norm over all fitted genes of the Jacobian of the log of expected counts (or of normalised values), per
-        unit of the coordinates.
+        Strength of tissue boundaries, in standard deviations per unit of the coordinates: the root mean square over all fitted genes of the size of
+        the gradient of the log-rate (or of the normalised value). The gradient of each gene is in units of the gene's own standard deviation over
+        the spots, and the mean is weighted by the geometric mean of the gene's expected counts (all weights are 1 for normalised values). It finds
+        strong anatomical borders, such as the edge of a tumour; borders between similar neighbouring regions are weak and gradual in it.
 
     Raises
     ------
@@ -300,7 +303,7 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
     >>> neurst.tl.neurtv_fit(adata, lam=400, steps=20, progress=False)
     >>> neurst.tl.neurtv_gradient(adata)
     >>> sorted(adata.layers)
-    ['neurtv', 'neurtv_dx', 'neurtv_dy']
+    ['neurtv', 'neurtv_dx', 'neurtv_dy', 'neurtv_std']
     """
     stored = stored_fit(adata, key)
     names = results.genes_at_hand(adata, stored, genes)
@@ -309,13 +312,14 @@ def neurtv_gradient(adata: AnnData, *, genes: Sequence[str] | str | None = None,
     field, masked = stored.field.select(names), results.masked_points(adata, stored)
     tissue = read.in_tissue(adata) & ~masked
     derivatives = [np.empty((len(coords), len(names)), dtype=np.float32) for _ in range(field.n_dims)]
-    total = np.zeros(len(names))
+    total, boundary = np.zeros(len(names)), np.empty(len(coords))
     for rows in spot_chunks(len(coords), len(names) * field.n_dims):
-        gradient = field.jacobian(coords[rows])
+        latent, jacobian = stored.field.latent_jacobian(coords[rows])
+        gradient, boundary[rows] = field.gradient_of(latent, jacobian), stored.field.boundary_of(jacobian)
         total += np.linalg.norm(gradient[tissue[rows]], axis=-1).sum(0)
         gradient[masked[rows]] = np.nan
         for axis, table in enumerate(derivatives):
             table[rows] = gradient[:, :, axis]
-    boundary = np.where(masked, np.nan, stored.field.boundary(coords))
+    boundary[masked] = np.nan
     columns = adata.var_names.get_indexer(names)
     write.write_gradient(adata, stored, columns, derivatives, total / max(tissue.sum(), 1), boundary)

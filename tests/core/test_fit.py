@@ -73,13 +73,16 @@ def rms(difference):
 # ---- what is found
 
 
-@pytest.mark.parametrize(("network", "likelihood"), [("siren", "root"), *((name, "gaussian") for name in NETWORKS)])
+ANY = [name for name in NETWORKS if name != "bumps"]  # networks that can be any function
+
+
+@pytest.mark.parametrize(("network", "likelihood"), [("siren", "root"), *((name, "gaussian") for name in ANY)])
 def test_a_smooth_field_is_recovered_better_than_its_noisy_data(network, likelihood):
     found = fit(network=NETWORKS[network], likelihood=LIKELIHOODS[likelihood], steps=150, lam=20.0, learning_rate=2e-2)
     assert rms(found(COORDS) - truth(COORDS)) < NOISE / 2
 
 
-@pytest.mark.parametrize(("network", "likelihood"), list(zip([*NETWORKS, "siren"], LIKELIHOODS, strict=True)))
+@pytest.mark.parametrize(("network", "likelihood"), list(zip(NETWORKS, [*LIKELIHOODS, "gaussian"], strict=True)))
 def test_a_copy_of_the_likelihood_is_fitted_with_the_field(network, likelihood):
     original = LIKELIHOODS[likelihood]
     before = state_of(original)

@@ -158,3 +158,30 @@ def test_large_predictors_of_a_negative_binomial_stay_finite():
     value.backward()
     assert value.isfinite()
     assert eta.grad.isfinite()
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_the_information_is_the_expected_second_derivative(name):
+    likelihood = make(name).requires_grad_(False)
+    if name.startswith("gaussian"):  # whose second derivative is the same for all values
+        values, chance = [Y], [torch.ones(N, C).double()]
+    else:
+        values = [torch.full((N, C), float(y)).double() for y in range(1000)]
+        chance = [torch.from_numpy(np.exp(DENSITIES[name][1](y.numpy(), ETA.numpy()))) for y in values]
+        torch.testing.assert_close(sum(chance), torch.ones(N, C).double(), rtol=0, atol=1e-5)  # nearly all there are
+    expected = torch.zeros(N, C).double()
+    for y, p in zip(values, chance, strict=True):
+        eta = ETA.clone().requires_grad_()
+        if name == "poisson":  # has first derivatives only
+            terms = eta.exp() - y * eta
+            (slope,) = torch.autograd.grad(terms.sum(), eta, create_graph=True)
+        else:
+            (slope,) = torch.autograd.grad(likelihood(eta, y), eta, create_graph=True)
+        expected += p * torch.autograd.grad(slope.sum(), eta)[0]
+    torch.testing.assert_close(likelihood.information(ETA).expand(N, C), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", [RootGaussian(), Truncated()], ids=repr)
+def test_likelihoods_that_are_no_densities_have_no_information(likelihood):
+    with pytest.raises(NotImplementedError, match=f"{type(likelihood).__name__} has no Fisher information: expected"):
+        likelihood.information(ETA)

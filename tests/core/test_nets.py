@@ -7,7 +7,7 @@ from draws import NETWORKS, normal, uniform
 from neurst.core.check import jet_matches_nesting, state_of
 from neurst.core.jet import derivative
 from neurst.core.nets import NETWORKS as REGISTRY
-from neurst.core.nets import Fourier, Siren, Spline
+from neurst.core.nets import Bumps, Cosine, Fourier, Siren, Spline
 
 
 def build(spec, d=2, c=3, seed=0):
@@ -49,7 +49,7 @@ def test_a_generator_settles_the_start_and_the_global_one_is_not_touched(name):
     first, again, other = (state_of(build(NETWORKS[name], seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(again, first, rtol=0, atol=0)
-    if name != "spline":  # starts at zero
+    if name not in ("spline", "cosine"):  # which start at zero
         assert all(not torch.equal(first[key], other[key]) for key in first)
 
 
@@ -71,6 +71,7 @@ COUNTED = [
     Siren(width=5, depth=1),
     Fourier(width=5, depth=1, n_features=2),
     Spline(cells=(1, 2, 8), sides=(1.0, 0.3, 0.02)),
+    Cosine(waves=9, sides=(1.0, 0.3, 0.02)),
 ]
 
 
@@ -142,7 +143,79 @@ def test_a_short_axis_has_fewer_cells_and_wrong_sides_are_refused():
         Spline(sides=(1.0, 0.25)).build(3, 1, None)
 
 
+# ---- cosine series
+
+
+COSINES = {  # coordinates, series
+    "a line": (1, Cosine(waves=6, margin=0.3)),
+    "a square": (2, Cosine(waves=4)),
+    "a long and narrow box": (2, Cosine(waves=7, sides=(0.4, 1.0), margin=0.1)),
+    "a box": (3, Cosine(waves=3, sides=(1.0, 0.5, 0.7), margin=0.0)),
+}
+each_cosine = pytest.mark.parametrize(("d", "spec"), COSINES.values(), ids=COSINES)
+
+
+def each_function(spec, d):
+    """All functions of a series: (N, d) -> (N, m)."""
+    m = spec.n_weights(d, 1)
+    net = build(spec, d, m)
+    with torch.no_grad():
+        net.core.copy_(torch.eye(m).reshape(net.core.shape))
+    return net
+
+
+@each_cosine
+def test_a_cosine_series_is_its_coefficients_times_products_of_cosines(d, spec):
+    net, x = moved(build(spec, d)), uniform(5, d)
+    assert not build(spec, d)(x).any()  # it starts at zero
+    expected = torch.zeros(5, 3).double()
+    halves = [side + spec.margin for side in (spec.sides or (1.0,) * d)]
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in net.core.shape[:-1])).reshape(-1, d):
+        waves = [
+            torch.cos(math.pi * k * (x[:, i] + L) / (2 * L))
+            for i, (k, L) in enumerate(zip(index.tolist(), halves, strict=True))
+        ]
+        expected += math.prod(waves)[:, None] * net.core[tuple(index)]
+    torch.testing.assert_close(net(x), expected)
+
+
+@each_cosine
+def test_frequencies_and_norms_are_those_of_the_functions(d, spec):
+    halves, n = spec.half_sides(d), 2 * max(spec.sizes(d))
+    function = each_function(spec, d)
+    # the midpoint rule is exact for products of two cosines whose waves it resolves
+    axes = [L * ((torch.arange(n) + 0.5).double() * 2 / n - 1) for L in halves]
+    x = torch.cartesian_prod(*axes).reshape(-1, d)
+    products = function(x).T @ function(x) * math.prod(2 * L / n for L in halves)
+    torch.testing.assert_close(products, torch.diag(spec.squared_norms(d)), atol=1e-10, rtol=1e-10)
+    laplacian = sum(derivative(function, x[:5], axis, 2)[0] for axis in torch.eye(d).double()[:, None])
+    torch.testing.assert_close(laplacian, -spec.squared_frequencies(d) * function(x[:5]), atol=1e-9, rtol=1e-9)
+
+
+@each_cosine
+def test_no_function_of_a_series_rises_across_the_border_of_its_box(d, spec):
+    function, halves = each_function(spec, d), torch.tensor(spec.half_sides(d), dtype=torch.float64)
+    for axis in range(d):
+        border = uniform(4, d) * halves
+        border[:, axis] = halves[axis] * torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+        torch.testing.assert_close(slices(function, border, axis, 1), torch.zeros(4, spec.n_weights(d, 1)).double())
+
+
+def test_a_short_axis_has_fewer_waves_but_two_and_wrong_sides_are_refused():
+    assert Cosine(waves=10, sides=(1.0, 0.5, 0.0), margin=0.0).sizes(3) == [10, 5, 2]
+    with pytest.raises(ValueError, match=r"`Cosine\(sides=\(1.0, 0.25\)\)` has 2 axes: expected one for each of the 3"):
+        Cosine(sides=(1.0, 0.25)).build(3, 1, None)
+
+
 # ---- the other networks
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_bump_is_a_gaussian_about_its_centre(d):
+    net, x = build(Bumps(width=0.3), d), uniform(5, d)
+    square = (x[:, None] - net.centres).square().sum(-1)
+    torch.testing.assert_close(net(x), torch.exp(-square / (2 * 0.3**2)))
+    torch.testing.assert_close(net(net.centres).diagonal(), torch.ones(3).double())
 
 
 @pytest.mark.parametrize(("d", "equation"), [(1, "ax,na->nx"), (2, "abx,na,nb->nx"), (3, "abcx,na,nb,nc->nx")])

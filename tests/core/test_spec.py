@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from neurst.core import penalty
-from neurst.core.nets import NETWORKS, Fourier, LowRank, Network, Siren, Spline
+from neurst.core.nets import NETWORKS, Bumps, Cosine, Fourier, LowRank, Network, Siren, Spline
 from neurst.core.penalty import PENALTIES, TGV, MixedTV, SpaceVariantTV, WeightedTV
 
 # every registered specification, with other numbers than the defaults
@@ -17,6 +17,8 @@ SPECS = {
         LowRank(rank=3, width=5, omega=1.25),
         Spline(cells=(2, 5)),
         Spline(cells=(3,), sides=(1.0, 0.25)),
+        Cosine(waves=5, sides=(0.5, 1.0), margin=0.3),
+        Bumps(width=0.25),
     ],
     "penalty": [
         *(
@@ -71,10 +73,15 @@ def test_a_name_is_the_default_specification_and_a_specification_is_itself(kind)
 
 
 UNKNOWN = [
-    (NETWORKS, "mlp", ValueError, r"`network='mlp'`: expected 'fourier', .* or a specif.* `neurst.core.nets.Siren\("),
+    (
+        NETWORKS,
+        "mlp",
+        ValueError,
+        r"`network='mlp'`: expected 'bumps', 'cosine', 'fourier', .* or a specif.* `neurst.core.nets.Siren\(",
+    ),
     (PENALTIES, "tv", ValueError, r"`penalty='tv'`: expected 'anisotropic', .* `neurst.core.penalty.TGV\("),
-    (NETWORKS, Siren, TypeError, "`network=<class .*Siren'>`: expected 'fourier'"),
-    (NETWORKS, TGV(), TypeError, r"`network=TGV\(a1=1.0, a0=0.2\)`: expected 'fourier'"),
+    (NETWORKS, Siren, TypeError, "`network=<class .*Siren'>`: expected 'bumps', 'cosine', 'fourier'"),
+    (NETWORKS, TGV(), TypeError, r"`network=TGV\(a1=1.0, a0=0.2\)`: expected 'bumps', 'cosine', 'fourier'"),
 ]
 
 
@@ -89,6 +96,8 @@ def test_an_unknown_specification_is_told_the_known_ones(registry, value, error,
     (lambda: LowRank(rank=2.5), TypeError, "`LowRank.rank=2.5`"),
     (lambda: Spline(cells=()), ValueError, r"`Spline.cells=\(\)`: expected .* a list of 1 or more"),
     (lambda: Spline(sides=(1.0, 0.0)), ValueError, r"`Spline.sides=\(1.0, 0.0\)`"),
+    (lambda: Cosine(waves=0), ValueError, "`Cosine.waves=0`: expected a whole number >= 1"),
+    (lambda: Cosine(margin=-0.1), ValueError, "`Cosine.margin=-0.1`: expected a finite number >= 0"),
     (lambda: SpaceVariantTV(shared=1), TypeError, "`SpaceVariantTV.shared=1`: expected True or False"),
     (lambda: TGV(a0=-0.1), ValueError, "`TGV.a0=-0.1`: expected a finite number >= 0"),
 ])  # fmt: skip

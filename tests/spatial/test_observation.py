@@ -51,13 +51,49 @@ def test_the_mean_rate_is_the_null_model_whose_score_is_zero(observation, contai
 @each
 def test_the_loss_is_lowest_at_the_predictor_that_made_the_values(observation):
     values, rng, h = expected(observation), np.random.default_rng(4), 1e-4
-    loss = lambda eta: observation.loss(values, eta)
+    loss = lambda eta: observation.loss(values, eta)[0]
+    np.testing.assert_allclose(observation.loss(values, PREDICTOR)[1], 0, atol=1e-10)
     for _ in range(5):
         step = rng.standard_normal(PREDICTOR.shape)
         down, lowest, up = (loss(PREDICTOR + s * step) for s in (-h, 0, h))
         assert min(up, down, loss(PREDICTOR + step)) > lowest
         slope, curvature = (up - down) / (2 * h), (up + down - 2 * lowest) / h**2
         assert abs(slope) < 1e-3 * curvature  # the lowest point is within 0.001 steps
+
+
+@each
+@each_container
+def test_the_slope_of_the_loss_is_its_derivative(observation, container):
+    values, rng, h = container(drawn(observation)), np.random.default_rng(4), 1e-5
+    eta = PREDICTOR + 0.3 * rng.standard_normal(PREDICTOR.shape)
+    slope = observation.loss(values, eta)[1]
+    assert slope.shape == eta.shape
+    for step in rng.standard_normal((5, *eta.shape)):
+        (up, _), (down, _) = (observation.loss(values, eta + s * h * step) for s in (1, -1))
+        assert np.vdot(slope, step) == pytest.approx((up - down) / (2 * h), rel=1e-6)
+
+
+def test_a_gene_that_does_not_vary_has_no_loss_among_normalised_values():
+    values = drawn(Normalised())
+    values[:, 2] = 1.5
+    loss, slope = Normalised().loss(values, PREDICTOR)
+    others = Normalised().loss(np.delete(values, 2, 1), np.delete(PREDICTOR, 2, 1))
+    assert loss == pytest.approx(others[0])
+    np.testing.assert_allclose(slope, np.insert(others[1], 2, 0, axis=1))
+
+
+@each
+@each_container
+def test_the_information_of_a_gene_is_the_curvature_of_its_loss_along_the_intercept(observation, container):
+    values, h = drawn(observation), 1e-3
+    at = observation.intercept(observation.mean_rate(values))
+    assert observation.gene_information(container(values)).shape == (G,)
+    for g, found in enumerate(observation.gene_information(container(values))):
+        shift = h * (np.arange(G) == g)
+        up, middle, down = (
+            observation.loss(values, np.broadcast_to(at + s * shift, values.shape))[0] for s in (1, 0, -1)
+        )
+        assert found == pytest.approx((up + down - 2 * middle) / h**2, rel=1e-3)
 
 
 @each
@@ -70,6 +106,7 @@ def test_the_link_gives_what_is_expected_at_the_target_sum_and_its_slope_the_spr
     np.testing.assert_allclose(mean(PREDICTOR), target * observation.prediction(PREDICTOR), rtol=1e-12)
     np.testing.assert_allclose(mean(PREDICTOR), target * likelihood.mean(torch.from_numpy(PREDICTOR)), rtol=1e-12)
     slope = (mean(PREDICTOR + 1e-5) - mean(PREDICTOR - 1e-5)) / 2e-5
+    np.testing.assert_allclose(link.slope(PREDICTOR), slope, rtol=1e-6)
     np.testing.assert_allclose(link.spread(PREDICTOR, np.full_like(PREDICTOR, 0.3)), 0.3 * slope, rtol=1e-6)
 
 

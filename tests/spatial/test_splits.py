@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from neurst.spatial.evaluate.splits import split
 
 
-@pytest.mark.parametrize("holdout", ["random", "block"])
+@pytest.mark.parametrize("holdout", ["random", "block", "mixed"])
 @pytest.mark.parametrize(("d", "fraction"), [(2, 0.2), (3, 0.5)])
 def test_a_split_parts_the_spots_and_repeats_itself(holdout, d, fraction):
     coords = np.random.default_rng(0).random((501, d))
@@ -15,8 +16,8 @@ def test_a_split_parts_the_spots_and_repeats_itself(holdout, d, fraction):
     assert set(test) != set(split(coords, holdout, random_state=4, fraction=fraction)[1])
     if holdout == "random":
         assert len(test) == int(501 * fraction)
-    else:  # at most one block more than needed
-        assert 501 * fraction <= len(test) <= 501 * (fraction + 0.06)
+    else:  # at most one block more than needed; of a mixture, half of a spot may be missing
+        assert 501 * fraction - 1 <= len(test) <= 501 * (fraction + 0.06)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,29 @@ def test_blocks_of_a_flat_section_in_space_are_those_of_the_plane():
     np.testing.assert_array_equal(split(flat, "block")[1], split(coords, "block")[1])
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_a_mixture_hides_half_of_its_spots_in_discs_and_half_as_single_spots(fraction):
+    coords = np.random.default_rng(0).random((2001, 2))
+    hidden = np.isin(np.arange(2001), split(coords, "mixed", random_state=5, fraction=fraction)[1])
+    blocks = np.isin(np.arange(2001), split(coords, "block", random_state=5, fraction=fraction / 2)[1])
+    assert hidden[blocks].all()  # the discs of a split into blocks alone
+    assert (hidden & ~blocks).sum() == int(2001 * fraction / 2)
+    nearest = cKDTree(coords[~hidden]).query(coords)[0] * np.sqrt(2001)  # in pitches
+    assert np.median(nearest[blocks]) > 2 * np.median(nearest[hidden & ~blocks])
+
+
+def test_a_mixture_hides_single_spots_alone_if_a_disc_holds_most_of_them():
+    coords = np.append(np.random.default_rng(0).random((200, 2)), [[50.0, 50.0]], axis=0)
+    with pytest.raises(ValueError, match="look for outlying"):
+        split(coords, "block", random_state=1)
+    test = split(coords, "mixed", random_state=1)[1]
+    assert len(test) == int(201 * 0.2)
+    nearest = cKDTree(np.delete(coords, test, 0)).query(coords[test])[0]
+    assert np.median(nearest) < 1 / np.sqrt(200)  # with spots all around them
+
+
 @pytest.mark.parametrize(("holdout", "fraction", "words"), [
-    ("blocks", 0.2, "`holdout='blocks'`: expected one of 'random', 'block'"),
+    ("blocks", 0.2, "`holdout='blocks'`: expected one of 'random', 'block', 'mixed'"),
     ("random", 0, "`fraction=0`: expected a number between 0 and 1"),
     ("block", 1.0, "`fraction=1.0`"),
     ("block", np.nan, "`fraction=nan`"),

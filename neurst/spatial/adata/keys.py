@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from neurst.core.arguments import shown
 
-SCHEMA = 3  # version of the layout of uns[key]; raise it when the layout changes
+SCHEMA = 4  # version of the layout of uns[key]; raise it when the layout changes
 DEFAULT_KEY = "neurtv"
 DEFAULT_SCORE_KEY = "holdout_score"
 AXES = "xyz"
@@ -39,7 +39,7 @@ def values_slot(key: str, part: str = "layers") -> Slot:
 
 
 def std_slot(key: str, part: str = "layers") -> Slot:
-    """Standard deviation between members."""
+    """Posterior standard deviation."""
     return Slot(part, f"{key}_std")
 
 

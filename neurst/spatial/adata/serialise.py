@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from neurst.core.arguments import shown
 from neurst.core.field import finite_array
 from neurst.core.nets import NETWORKS
-from neurst.core.penalty import PENALTIES
 from neurst.core.storage import written_by
 from neurst.core.tuning import LineSearch
 from neurst.spatial.adata.keys import (
@@ -31,7 +30,7 @@ from neurst.spatial.adata.keys import (
 from neurst.spatial.field import ExpressionField
 from neurst.spatial.fit import FitResult
 from neurst.spatial.geometry import kd_tree
-from neurst.spatial.spec import ExpressionConfig, ExpressionSpec
+from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, prior_from_dict, prior_to_dict
 
 # largest difference of a stored position, from rounding to float32, as a share of half the longest side of the tissue
 SAME_PLACE = 1e-5
@@ -39,7 +38,7 @@ HISTORY, SEARCH = ("member", "step", "objective", "likelihood", "penalty"), ("pe
 # errors that damage of a stored fit can cause
 DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 FIELD_PARTS = (
-    "genes", "loadings", "intercept", "rotation", "shift", "link", "target_sum", "box_center", "box_scale", "network", "n_outputs", "widths",
+    "genes", "loadings", "intercept", "rotation", "shift", "latent_sd", "link", "target_sum", "box_center", "box_scale", "networks", "n_outputs", "widths",
     "weights",
 )  # fmt: skip
 
@@ -97,7 +96,7 @@ def fit_to_dict(
     slots
         Slots of further results of the fit.
     """
-    tuning, labels = result.tuning, spec.labels()
+    tuning, labels = result.tuning, [candidate.name for candidate in spec.candidates()]
     return {
         "neurst_schema": SCHEMA,
         "versions": dict(versions),
@@ -105,7 +104,8 @@ def fit_to_dict(
         "params": {k: v for k, v in arguments.items() if v is not None} | _spec_arguments(spec),
         "n_spots": int(supports.sum()),
         "lam": dict(zip(labels, tuning.lam.tolist(), strict=True)),
-        "penalty_weights": dict(zip(labels, tuning.weights.tolist(), strict=True)),
+        "member_weights": dict(zip(labels, tuning.weights.tolist(), strict=True))
+        | ({"constant": tuning.constant} if spec.has_constant else {}),
         "lam_search": {**tuning.search, "penalty": np.array(labels, dtype=object)[tuning.search["penalty"]]},
         "score": tuning.score,
         "history": result.history,
@@ -119,12 +119,11 @@ def fit_to_dict(
 def _spec_arguments(spec: ExpressionSpec) -> dict[str, Any]:
     """The arguments of a fit that give this spec, with ``"auto"`` resolved."""
     return {
-        "penalty": {str(k): PENALTIES.to_dict(penalty) for k, penalty in enumerate(spec.penalties)},
-        "network": NETWORKS.to_dict(spec.network),
+        "penalty": {str(k): prior_to_dict(prior) for k, prior in enumerate(spec.penalties)},
+        "network": {str(k): NETWORKS.to_dict(network) for k, network in enumerate(spec.networks)},
         "rank": spec.rank,
         "n_members": spec.n_members,
         "lam": "auto" if spec.lam is None else spec.lam,
-        "holdout": spec.holdout,
         "steps": spec.fit.steps,
         "search": dataclasses.asdict(spec.search),
         "random_state": spec.fit.random_state,
@@ -143,11 +142,11 @@ def arguments_of(stored: StoredFit) -> dict[str, Any]:
 
 def _arguments(stored: StoredFit) -> dict[str, Any]:
     params = _plain(stored.slot["params"])
-    penalties = params["penalty"]
+    penalties, networks = params["penalty"], params["network"]
     out = params | {
         "spatial_key": stored.spatial_key,
-        "penalty": [PENALTIES.from_dict(penalties[str(k)]) for k in range(len(penalties))],
-        "network": NETWORKS.from_dict(params["network"]),
+        "penalty": [prior_from_dict(penalties[str(k)]) for k in range(len(penalties))],
+        "network": [NETWORKS.from_dict(networks[str(k)]) for k in range(len(networks))],
         "search": LineSearch(**params["search"]),
         "config": ExpressionConfig(**params["config"]),
     }

@@ -27,7 +27,6 @@ from neurst.spatial.spec import ExpressionSpec
 
 LAYER_LIMIT = 2 * 1024**3  # bytes; larger tables of values are not written
 LEAST_SHARE = 0.5  # with a smaller share of fitted genes, tables are stored in obsm, as a layer would be mostly empty
-LEAST_FOR_STD = 4  # least number of members for which the standard deviation is written
 
 
 def versions() -> dict[str, str]:
@@ -74,12 +73,12 @@ def _column(values: NDArray, columns: NDArray, n: int, fill: Any) -> NDArray:
     return out
 
 
-def fit_slots(key: str, n_genes: int, n_vars: int, observation: Observation, n_members: int) -> list[Slot]:
+def fit_slots(key: str, n_genes: int, n_vars: int, observation: Observation, *, std: bool) -> list[Slot]:
     """The slots that a fit writes."""
     part = table_part(n_genes, n_vars)
     names = ["fitted", "empty", observation.score_name] + (["dispersion"] if observation.has_dispersion else [])
-    std = [keys.std_slot(key, part)] if n_members >= LEAST_FOR_STD else []
-    found = [keys.values_slot(key, part), *std, keys.latent_slot(key), keys.loadings_slot(key), keys.fit_slot(key)]
+    spread = [keys.std_slot(key, part)] if std else []
+    found = [keys.values_slot(key, part), *spread, keys.latent_slot(key), keys.loadings_slot(key), keys.fit_slot(key)]
     return found + [keys.gene_slot(key, name) for name in names]
 
 

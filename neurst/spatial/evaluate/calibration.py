@@ -1,7 +1,7 @@
 r"""Scatter of counts around a field: over-dispersion measured on held-out spots, and a check of its calibration.
 
-A held-out count is modelled as negative binomial with mean :math:`\mu` and variance :math:`\mu + (\phi_g + s^2) \mu^2`. :math:`\phi_g` covers variation
-from spot to spot and errors of the field between spots; :math:`s^2` is the variance between the members of the field.
+A held-out count is modelled as negative binomial with mean :math:`\mu` and variance :math:`\mu + \phi_g \mu^2`. :math:`\phi_g` covers variation
+from spot to spot and errors of the field between spots.
 """
 
 from __future__ import annotations

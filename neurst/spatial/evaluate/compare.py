@@ -159,7 +159,7 @@ def _score_all(
     simple = {name: partial(_simple, predict) for name, predict in observation.baselines.items()}
     fitted: dict[str, Predict] = {
         FIELD: partial(_by_field, make_spec),
-        "no_tv": partial(_by_field, lambda n: dataclasses.replace(make_spec(n), lam=0.0)),
+        "no_tv": partial(_by_field, lambda n: make_spec(n).without_penalty()),
         "lognorm": partial(_by_field_of_logs, lambda n: dataclasses.replace(make_spec(n), lam=None)),
     }
     for name, predict in (simple | fitted).items():
@@ -179,9 +179,12 @@ def _simple(predict: Callable, train: SpotData, test: SpotData, on_progress: OnP
 def _by_field(
     make_spec: Callable[[int], ExpressionSpec], train: SpotData, test: SpotData, on_progress: OnProgress
 ) -> tuple[NDArray, float]:
-    """Predicted rates or values of a field, and the `lam` of the penalty with the largest weight."""
-    result = fit_expression(train, make_spec(len(train.coords)), target_sum=1.0, on_progress=on_progress)
-    return result.field(test.coords), float(result.tuning.lam[np.argmax(result.tuning.weights)])
+    """Predicted rates or values of a field, and the `lam` of the network with the largest weight, NaN if there is none."""
+    spec = make_spec(len(train.coords))
+    result = fit_expression(train, spec, target_sum=1.0, on_progress=on_progress)
+    networks = [candidate.network is not None for candidate in spec.candidates()]
+    best = np.argmax(np.where(networks, result.tuning.weights, -1.0))
+    return result.field(test.coords), float(result.tuning.lam[best]) if any(networks) else np.nan
 
 
 def _by_field_of_logs(
