@@ -13,7 +13,8 @@ from neurst.core.tuning import LineSearch
 from neurst.spatial.data import SpotData
 from neurst.spatial.gaussian_process import spectral_variance
 from neurst.spatial.observation import Counts, Normalised
-from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, named_networks, named_penalties
+from neurst.spatial.priors import named_penalties
+from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, named_networks
 from neurst.spatial.spread import Spread
 
 CONTAINERS = {"dense": np.asarray, "csr_array": csr_array, "csr_matrix": csr_matrix}

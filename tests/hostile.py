@@ -34,7 +34,8 @@ from neurst import datasets, get, imaging, pl, tl
 from neurst.core import jet, nets, penalty
 from neurst.imaging import FitOptions, metrics
 from neurst.spatial.adata import changes
-from neurst.spatial.spec import ALTERNATIVES, Constant, ExpressionConfig, GaussianProcess
+from neurst.spatial.priors import ALTERNATIVES, Constant, GaussianProcess
+from neurst.spatial.spec import ExpressionConfig
 
 SECONDS = 30
 HOME = str(Path(neurst.__file__).parent)

@@ -21,7 +21,8 @@ from neurst.core.nets import Network, Spline
 from neurst.core.penalty import PENALTIES, HigherOrderTV, IsotropicTV, Penalty
 from neurst.core.tuning import LineSearch
 from neurst.spatial.adata import write
-from neurst.spatial.spec import ExpressionConfig, GaussianProcess
+from neurst.spatial.priors import GaussianProcess
+from neurst.spatial.spec import ExpressionConfig
 
 NO_BUMPS = ExpressionConfig(most_bumps=0)
 

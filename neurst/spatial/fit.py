@@ -139,12 +139,14 @@ def _fit_members(
         fit = fitter(candidates[turns[m]], few, spec, directions, box, random_state=spec.member_seed(m))
         return fit(tuning.lam[turns[m]], stage).with_all_genes(data, genes)
 
-    def fit_process(k: int) -> tuple[Member | None, Spread]:
+    def fit_process(k: int) -> tuple[Member, Spread]:
         process, known = learn(candidates[k], few, spec, directions, box)
-        fitted, typical = (Member(*process.fit(lam)).with_all_genes(few, known) for lam in (tuning.lam[k], 1.0))
+        lam = tuning.lam[k] if tuning.weights[k] > 0 else 1.0  # without weight it serves for the spread only
+        typical = Member(*process.fit(1.0)).with_all_genes(few, known)
+        fitted = typical if lam == 1.0 else Member(*process.fit(lam)).with_all_genes(few, known)
         fitted = fitted.with_all_genes(data, genes)
         # further genes: the channels of both fits are nearly the same, each in its own unit
-        loadings = fitted.loadings * (process.unit(tuning.lam[k]) / process.unit(1.0))
+        loadings = fitted.loadings * (process.unit(lam) / process.unit(1.0))
         loadings[genes] = typical.loadings
         information, unit = (f(data.values) for f in (data.observation.gene_information, data.observation.gene_unit))
         unit = np.broadcast_to(unit, information.shape)
@@ -167,7 +169,7 @@ def _local_structure(
     members: list[Member], weights: NDArray, data: SpotData, tuning: Tuning, informative: NDArray, spec: ExpressionSpec
 ) -> LocalStructure | None:
     """Structures of one or two spots that the average is too smooth for."""
-    latents = [member.field.latent(data.coords) for member in members]
+    latents = [member.mean_latent(data) for member in members]
     constant = (1 - weights.sum()) * data.observation.intercept(data.mean_rate())
 
     def predictor(genes: NDArray) -> NDArray:

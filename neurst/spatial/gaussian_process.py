@@ -36,19 +36,9 @@ from neurst.core.samples import Box
 from neurst.spatial.data import SpotData
 from neurst.spatial.matrix import dense
 
-RATIOS = (
-    1e-3,
-    3e-3,
-    1e-2,
-    3e-2,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    30.0,
-    100.0,
-)  # candidates for signal variance over noise variance
+# candidates for the variance of the signal over that of the noise
+RATIOS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+RIDGE = 3.0  # prior precision of the loadings in units of their mean square near the null model
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +65,9 @@ class LatentProcess:
         (r,) length of each kernel in box units.
     variance, noise
         (r,) variance of each channel as a multiple of its noise; variance of the noise relative to that of the likelihood.
+    axes
+        For each distinct length, directions of the series (m, m) as columns along which the coefficients are independent with prior variance 1,
+        and the information (m,) of the spots about each.
     """
 
     data: SpotData
@@ -88,6 +81,7 @@ class LatentProcess:
     lengths: NDArray
     variance: NDArray
     noise: NDArray
+    axes: dict[float, tuple[NDArray, NDArray]]
 
     def prior(self) -> Tensor:  # -> (m, r)
         """Prior variance of each coefficient, relative to the noise."""
@@ -102,11 +96,6 @@ class LatentProcess:
         """The unit of each channel in which the prior of the loadings, in units of each gene, is a standard normal distribution."""
         loadings = self.loadings / np.reshape(self.data.observation.gene_unit(self.data.values), (-1, 1))
         return np.sqrt((loadings**2).mean(0) / (RIDGE * lam * self.noise))
-
-    def gram(self) -> Tensor:  # -> (m, m)
-        """Weighted inner products of the functions of the series over the spots."""
-        phi = self.features.double()
-        return phi.T @ (self.precision[:, None] * phi)
 
     def fit(self, lam: float) -> tuple[FittedField, NDArray, NDArray]:
         """The latent field, loadings (G, r) and intercepts (G,) with a prior of strength `lam`; 1 is the strength of the marginal likelihood."""
@@ -166,9 +155,6 @@ class LatentProcess:
             if gain < 1e-6 * abs(best):
                 break
         return w
-
-
-RIDGE = 3.0  # prior precision of the loadings in units of their mean square near the null model
 
 
 def _slope(likelihood: Likelihood, eta: Tensor, values: Tensor) -> Tensor:
@@ -250,11 +236,13 @@ def learn_process(
     pitch = float(extent.prod() / n) ** (1 / d)
     best = torch.full((len(total),), torch.inf, dtype=torch.float64)
     found = {name: torch.zeros(len(total), dtype=torch.float64) for name in ("length", "variance", "noise")}
-    coefficients = torch.zeros_like(right)
+    coefficients, axes = torch.zeros_like(right), {}
     for length in lengths:
         root = spectral_variance(network, d, length * pitch).sqrt()
         size, frame = torch.linalg.eigh(root[:, None] * gram * root)
-        size, part = size.clamp_min(0), frame.T @ (root[:, None] * right)  # (m,), (m, r)
+        size, frame = size.clamp_min(0), root[:, None] * frame
+        axes[length * pitch] = (frame.numpy(), size.numpy())
+        part = frame.T @ right  # (m, r)
         for ratio in RATIOS:
             shrink = ratio / (1 + ratio * size)  # posterior variance of each direction over the noise
             noise = ((total - (shrink[:, None] * part.square()).sum(0)) / n).clamp_min(1e-12)
@@ -265,7 +253,7 @@ def learn_process(
             best = torch.where(better, loss, best)
             for name, value in (("length", length * pitch), ("variance", ratio), ("noise", noise)):
                 found[name] = torch.where(better, torch.as_tensor(value, dtype=torch.float64), found[name])
-            coefficients[:, better] = root[:, None] * (frame @ (shrink[:, None] * part[:, better]))
+            coefficients[:, better] = frame @ (shrink[:, None] * part[:, better])
     return LatentProcess(
         data,
         box,
@@ -278,6 +266,7 @@ def learn_process(
         found["length"].numpy(),
         found["variance"].numpy(),
         found["noise"].numpy(),
+        {length: axes[length] for length in set(found["length"].tolist())},
     )
 
 

@@ -46,11 +46,11 @@ class Member:
         others = data.take_genes(rest)
         loadings, intercept = np.empty((n_genes, self.loadings.shape[1])), np.empty(n_genes)
         loadings[fitted], intercept[fitted] = self.loadings, self.intercept
-        solved = data.observation.solve_loadings(self._mean_latent(data), others.values, self.field.likelihood)
+        solved = data.observation.solve_loadings(self.mean_latent(data), others.values, self.field.likelihood)
         loadings[rest], intercept[rest] = solved
         return Member(self.field, loadings, intercept)
 
-    def _mean_latent(self, spots: SpotData) -> NDArray:  # -> (N, r)
+    def mean_latent(self, spots: SpotData) -> NDArray:  # -> (N, r)
         """Latents of spots. With a footprint, their means over each spot."""
         offsets = spots.quadrature()
         shifts = np.zeros((1, spots.coords.shape[1])) if offsets is None else offsets.numpy()

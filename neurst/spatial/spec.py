@@ -2,78 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from neurst.core.arguments import AUTO, POSITIVE, SHARE, check_fields, number, several, shown, whole
+from neurst.core.arguments import AUTO, SHARE, check_fields, number, whole
 from neurst.core.fit import FitConfig, resolve_device
 from neurst.core.nets import NETWORKS, Network, Siren, Spline
 from neurst.core.penalty import PENALTIES, Penalty, SpaceVariantTV
-from neurst.core.spec import Registry, named
+from neurst.core.spec import named
 from neurst.core.tuning import LineSearch
-
-
-class Alternative:
-    """A member of the average that is not a network with a penalty on its derivatives."""
-
-
-ALTERNATIVES = Registry(
-    "penalty", "neurst.spatial.spec.ALTERNATIVES", Alternative, "neurst.spatial.spec.GaussianProcess(functions=400)"
-)
-
-
-@ALTERNATIVES.register("gaussian_process")
-@dataclass(frozen=True)
-class GaussianProcess(Alternative):
-    """Latent channels that are Gaussian processes, see :mod:`neurst.spatial.gaussian_process`.
-
-    Parameters
-    ----------
-    lengths
-        Candidates for the lengths of the kernels, in pitches: the d-th root of the volume of the bounding box for each spot.
-    functions
-        Number of functions of the cosine series, at most.
-    margin
-        Distance in box units by which the series extends beyond the bounding box.
-    """
-
-    lengths: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)
-    functions: int = 576
-    margin: float = 0.15
-
-    def __post_init__(self):
-        check_fields(self, lengths=several(POSITIVE), functions=whole(4), margin=number(0))
-
-
-@ALTERNATIVES.register("constant")
-@dataclass(frozen=True)
-class Constant(Alternative):
-    """The mean rate of each gene everywhere. It takes weight in the average where there is little to find."""
-
-
-Prior = Penalty | Alternative
-DEFAULT_PENALTIES = ("nuclear", "space_variant", "gaussian_process", "constant")
-LARGE_PENALTIES = (
-    "nuclear",
-    "gaussian_process",
-    "constant",
-)  # above `growth_from` spots, where a second network is fitted instead
-POSITION_PENALTIES = tuple(
-    sorted([*(name for name, cls in PENALTIES.items() if not cls.needs_spectrum), *ALTERNATIVES])
-)
-
-
-def prior_to_dict(prior: Prior) -> dict[str, Any]:
-    """The name and numbers of a penalty, or of another member of the average, as plain values."""
-    return (ALTERNATIVES if isinstance(prior, Alternative) else PENALTIES).to_dict(prior)
-
-
-def prior_from_dict(stored: Mapping[str, Any]) -> Prior:
-    """The inverse of :func:`prior_to_dict`."""
-    return (ALTERNATIVES if str(stored["name"]) in ALTERNATIVES else PENALTIES).from_dict(stored)
+from neurst.spatial.priors import LARGE_PENALTIES, Constant, GaussianProcess, Prior, named_penalties, prior_to_dict
 
 
 @dataclass(frozen=True)
@@ -225,7 +166,7 @@ class ExpressionSpec:
     lam
         Prior strength in nats; None chooses it for each penalty.
     search
-        Settings of the search for a strength, none of them None.
+        Settings of the search for a strength; a start of None is the first strength that suits each penalty.
     fit
         Settings of a final fit.
     config
@@ -272,8 +213,9 @@ class ExpressionSpec:
 
     @property
     def together(self) -> bool:
-        """Whether the fits run at the same time, each on one core: on a CPU, if their steps are too short for several cores."""
-        return len(self.networks) == 1 and resolve_device(self.fit.device).type == "cpu"
+        """Whether the fits run at the same time, each on one core: on a CPU, unless the steps of a spline keep several cores busy."""
+        large_steps = len(self.networks) > 1 and any(isinstance(network, Spline) for network in self.networks)
+        return not large_steps and resolve_device(self.fit.device).type == "cpu"
 
     def without_penalty(self) -> ExpressionSpec:
         """The same networks alone, with a strength of 0."""
@@ -300,13 +242,12 @@ class ExpressionSpec:
         return replace(fit, batch_points=batch, random_state=seed)
 
     def search_of(self, candidate: Candidate) -> LineSearch:
-        """The search for the strength of a candidate."""
-        config, search = self.config, self.search
+        """The search for the strength of a candidate, with no value left at None."""
+        config = self.config
         if candidate.network is None:
-            return LineSearch(config.process_lam, config.search_ratio, config.search_steps, search.fraction, 1)
-        if isinstance(candidate.prior, SpaceVariantTV) and search.start == config.lam:  # no other start was asked for
-            return replace(search, start=config.lam_space_variant)
-        return search
+            return LineSearch(config.process_lam, config.search_ratio, config.search_steps, self.search.fraction, 1)
+        start = config.lam_space_variant if isinstance(candidate.prior, SpaceVariantTV) else config.lam
+        return self.search.with_defaults(LineSearch(start=start))
 
     def member_seed(self, member: int) -> int:
         """Seed of a member: the first has the seed of the fit, the others have seeds drawn from it."""
@@ -325,36 +266,6 @@ class ExpressionSpec:
             trials * sum(self.fit_of(network, n_spots, 1, trial=True).steps for network in networks)
             + self.n_members * self.fit.steps
         )
-
-
-def named_penalties(penalty: str | Prior | Sequence[str | Prior]) -> tuple[Prior, ...]:
-    """The penalties and other members that are averaged, without duplicates.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one of them is unknown, needs a spectral axis, or cannot be stored, or if there is no field among them.
-    """
-    if isinstance(penalty, str) and penalty == "auto":
-        penalty = DEFAULT_PENALTIES
-    several = tuple(penalty) if isinstance(penalty, Sequence) and not isinstance(penalty, str) else (penalty,)
-    choices = f"expected 'auto' alone, or one or more of {list(POSITION_PENALTIES)} or of specifications such as `{PENALTIES.example}`"
-    out = []
-    for each in several:
-        name = each if isinstance(each, str) else None
-        if name not in (None, *PENALTIES, *ALTERNATIVES) or not isinstance(each, (str, Prior)):
-            msg = f"`penalty={shown(penalty)}`: {choices}"
-            raise (TypeError if name is None else ValueError)(msg)
-        spec = (ALTERNATIVES if isinstance(each, Alternative) or name in ALTERNATIVES else PENALTIES).get_spec(each)
-        if isinstance(spec, Penalty) and spec.needs_spectrum:
-            msg = f"`penalty={shown(each)}` is for cubes with a spectral axis, which positions lack: {choices}"
-            raise ValueError(msg)
-        prior_to_dict(spec)  # raises now, not after the fit, if the penalty cannot be stored
-        out.append(spec)
-    if all(isinstance(spec, Constant) for spec in out):
-        msg = f"`penalty={penalty!r}` names no field that could be fitted: {choices}"
-        raise ValueError(msg)
-    return tuple(dict.fromkeys(out))
 
 
 def named_networks(
@@ -405,7 +316,7 @@ def specify(
     rank = min(round(config.rank * growth), max(config.rank, config.most_rank)) if rank == "auto" else rank
     steps = config.steps if steps == "auto" else steps
     trial_steps = max(1, round(config.trial_share * steps))
-    default = LineSearch(config.lam, config.search_ratio, config.search_steps, config.held_out, trial_steps)
+    default = LineSearch(None, config.search_ratio, config.search_steps, config.held_out, trial_steps)
     return ExpressionSpec(
         penalties=named_penalties(penalty),
         networks=named_networks(network, networks),

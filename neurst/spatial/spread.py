@@ -30,9 +30,8 @@ CERTAIN = 1e30  # information about a gene that does not vary
 # The average of several members errs less than the process alone. This share of the posterior variance covers its errors best on
 # synthetic sections (seeds 10 to 12), whose rates are known.
 SCALE = 0.93
-LEAST_INFORMATION = (
-    0.02  # directions of the series in which data tell less than this, relative to the prior, are left out
-)
+# directions of the series in which data tell less than this, relative to the prior, are left out
+LEAST_INFORMATION = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +106,9 @@ class Spread:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain arrays."""
-        whole = (
-            "coefficients",
-            "lengths",
-            "channels",
-            "variance",
-            "loadings",
-            "axes",
-            "information",
-            "gene_information",
-            "gene_unit",
-            "scale",
-        )
-        parts = {f"{name}_{k}": part for name in ("frames", "informed") for k, part in enumerate(getattr(self, name))}
+        by_length, apart = ("frames", "informed"), ("network",)
+        whole = [each.name for each in dataclasses.fields(self) if each.name not in by_length + apart]
+        parts = {f"{name}_{k}": part for name in by_length for k, part in enumerate(getattr(self, name))}
         arrays = {name: getattr(self, name) for name in whole} | parts
         return {"network": NETWORKS.to_dict(self.network)} | {
             name: part.astype(np.float32) if isinstance(part, np.ndarray) and part.dtype == np.float64 else part
@@ -170,17 +159,14 @@ def posterior_spread(
     process: LatentProcess, net: torch.nn.Module, loadings: NDArray, gene_information: NDArray, gene_unit: NDArray
 ) -> Spread:
     """The spread of a process fitted with strength 1, whose network is `net`, for loadings (G, r) of genes with the given information (G,) and unit (G,)."""
-    d, unit = process.data.coords.shape[1], process.unit(1.0)
-    gram = process.gram()
-    distinct = np.unique(process.lengths)
+    unit, distinct = process.unit(1.0), np.unique(process.lengths)
     frames, informed = [], []
     for length in distinct:
-        root = spectral_variance(process.network, d, float(length)).sqrt()
-        size, frame = torch.linalg.eigh(root[:, None] * gram * root)
-        signal = size.clamp_min(0).numpy()[:, None] * process.variance  # (m, r) information relative to the prior
+        frame, size = process.axes[float(length)]
+        signal = size[:, None] * process.variance  # (m, r) information relative to the prior
         share = np.where(process.lengths == length, signal / (1 + signal), 0.0)
         kept = share.max(1) > LEAST_INFORMATION
-        frames.append((root[:, None] * frame).numpy()[:, kept])
+        frames.append(frame[:, kept])
         informed.append(share[kept])
     coefficients = net.core.detach().double().flatten(0, -2).numpy()
     latent = process.features.double().numpy() @ coefficients

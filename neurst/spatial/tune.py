@@ -67,6 +67,7 @@ class Fold:
     few_train: SpotData
     few_test: SpotData
     few: NDArray  # indices of the most variable genes
+    directions: NDArray | None  # (G, r) starting values of their loadings; None without genes
 
     def predictor(self, members: list[Member], weights: NDArray, test: SpotData) -> NDArray:  # -> (N, G)
         """The predictor at held-out spots of the average of fits to the most variable genes, for all genes."""
@@ -131,15 +132,16 @@ def hold_out(data: SpotData, spec: ExpressionSpec) -> list[Fold]:
     for part in parts:
         train, test = (data.take(spots, genes) for spots in part)
         few = train.most_variable(spec.config.trial_genes) if len(genes) else genes
-        folds.append(Fold(train, test, train.take_genes(few), test.take_genes(few), few))
+        few_train = train.take_genes(few)
+        directions = start_directions(few_train, spec) if len(genes) else None
+        folds.append(Fold(train, test, few_train, test.take_genes(few), few, directions))
     return folds
 
 
 def _tune_known(folds: list[Fold], spec: ExpressionSpec, box: Box, counter: StepCounter) -> Tuning:
     candidates, observation = spec.candidates(), folds[0].train.observation
-    if (
-        len(folds[0].train.genes) == 0
-    ):  # no gene varies between training spots: nothing can be chosen, and nothing is explained
+    # if no gene varies between training spots, nothing can be chosen, and nothing is explained
+    if len(folds[0].train.genes) == 0:
         given = [spec.lam if each.network is not None else None for each in candidates]
         lam = np.array([spec.search_of(c).start if g is None else g for c, g in zip(candidates, given, strict=True)])
         search = {"penalty": np.arange(len(candidates)), "lam": lam, "score": np.zeros(len(candidates))}
@@ -167,10 +169,7 @@ def _choose_strength(
     candidate: Candidate, folds: list[Fold], spec: ExpressionSpec, box: Box, counter: StepCounter
 ) -> Choice[list[Member]]:
     """The strength at which fits to the training spots score best on the held-out spots, and the fit of each fold."""
-    fitters = [
-        fitter(candidate, fold.few_train, spec, start_directions(fold.few_train, spec), box, trial=True)
-        for fold in folds
-    ]
+    fitters = [fitter(candidate, fold.few_train, spec, fold.directions, box, trial=True) for fold in folds]
     stage = "choosing lam" if spec.lam is None else "held-out score"
 
     def trial(lam: float) -> tuple[float, list[Member]]:
@@ -209,9 +208,8 @@ def _weights(members: list[list[Member]], folds: list[Fold], spec: ExpressionSpe
     target = np.append(target, 0.0) if spec.has_constant else target
     weights = average_weights(etas, tests, target, strength=config.weight_prior * len(folds))
     kept = weights >= config.least_weight
-    if not kept[
-        : len(members)
-    ].any():  # nothing but the constant: the best of the others keeps a trace, so that there is a field
+    # if there is nothing but the constant, the best of the others keeps a trace, so that there is a field
+    if not kept[: len(members)].any():
         best = int(np.argmax(weights[: len(members)]))
         weights[best], kept[best] = max(weights[best], LEAST_TRACE), True
     return (kept * weights / weights[kept].sum())[: len(members)]

@@ -34,7 +34,8 @@ from neurst.spatial.adata import keys, read, write
 from neurst.spatial.field import ExpressionField
 from neurst.spatial.fit import fit_expression
 from neurst.spatial.matrix import spot_chunks
-from neurst.spatial.spec import ExpressionConfig, Prior, specify
+from neurst.spatial.priors import Prior
+from neurst.spatial.spec import ExpressionConfig, specify
 
 log = logging.getLogger("neurst")
 FIT_RULES = {
@@ -128,9 +129,9 @@ def neurtv_fit(
         (:class:`neurst.core.penalty.NuclearTV`: channels share their directions), ``"space_variant"``
         (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``, ``"anisotropic"``, ``"vectorial"``,
         ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``; or a penalty of :mod:`neurst.core.penalty`. Members without a network are
-        ``"gaussian_process"`` (:class:`neurst.spatial.spec.GaussianProcess`), which also gives the standard deviation, and ``"constant"``, the mean
-        rate of each gene. ``"auto"`` is nuclear, space-variant, Gaussian process and constant; on more than 5,000 spots it is without the
-        space-variant penalty, because a second network is fitted there.
+        ``"gaussian_process"`` (:class:`neurst.spatial.priors.GaussianProcess`), which also gives the standard deviation, and ``"constant"``, the mean
+        rate of each gene. ``"auto"`` is nuclear, space-variant, Gaussian process and constant; on more than 20,000 spots it is without the
+        space-variant penalty, to save time.
     lam
         Prior strength of the networks in nats (natural-log units of likelihood), or ``"auto"``: chosen by short fits that are scored on held-out
         spots. A good value hardly depends on the number of spots or genes; 20 to 3,000 suits most tissue. The strength of a Gaussian process is

@@ -13,7 +13,8 @@ from neurst.core.progress import progress_bar
 from neurst.core.tuning import LineSearch
 from neurst.spatial.adata import keys, read, write
 from neurst.spatial.evaluate.compare import compare
-from neurst.spatial.spec import ExpressionConfig, Prior, specify
+from neurst.spatial.priors import Prior
+from neurst.spatial.spec import ExpressionConfig, specify
 from neurst.tl._fit import FIT_RULES
 
 SHARED = {name: rule for name, rule in FIT_RULES.items() if name != "random_state"}

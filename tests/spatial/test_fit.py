@@ -32,7 +32,8 @@ from neurst.spatial.fit import fit_expression, fit_tuned
 from neurst.spatial.geometry import disc_quadrature
 from neurst.spatial.member import fit_member, start_directions
 from neurst.spatial.observation import Counts, IdentityLink, LogLink, Normalised, Observation
-from neurst.spatial.spec import POSITION_PENALTIES, ExpressionSpec, specify
+from neurst.spatial.priors import POSITION_PENALTIES
+from neurst.spatial.spec import ExpressionSpec, specify
 from neurst.spatial.tune import Tuning, average_weights, hold_out, tune
 
 FILLED = np.delete(np.arange(G), EMPTY)

@@ -19,7 +19,7 @@ from neurst.spatial.gaussian_process import (
 )
 from neurst.spatial.member import Member
 from neurst.spatial.observation import Counts
-from neurst.spatial.spec import GaussianProcess
+from neurst.spatial.priors import GaussianProcess
 from neurst.spatial.spread import posterior_spread
 
 PRIOR = dataclasses.asdict(GaussianProcess())

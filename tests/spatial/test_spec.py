@@ -6,16 +6,8 @@ import pytest
 from neurst.core.nets import Siren, Spline
 from neurst.core.penalty import TGV, DirectionalTV, IsotropicTV, NuclearTV, SpaceVariantTV
 from neurst.core.tuning import LineSearch
-from neurst.spatial.spec import (
-    ALTERNATIVES,
-    Candidate,
-    Constant,
-    ExpressionConfig,
-    GaussianProcess,
-    prior_from_dict,
-    prior_to_dict,
-    specify,
-)
+from neurst.spatial.priors import ALTERNATIVES, Constant, GaussianProcess, prior_from_dict, prior_to_dict
+from neurst.spatial.spec import Candidate, ExpressionConfig, specify
 
 
 @pytest.mark.parametrize(
@@ -194,8 +186,18 @@ def test_other_networks_are_fitted_with_the_first_penalty_only():
     ]
     assert spec.candidates() == expected
     assert [each.name for each in specify(10**5).candidates()] == ["nuclear", "nuclear_spline", "gaussian_process"]
-    assert [spec.search_of(each) == spec.search for each in expected] == [False, True, True, True, True]
+    found = [spec.search_of(each) for each in expected]
+    assert [search.start for search in found] == [1.0, 400.0, 400.0, 400.0, 400.0]
+    assert all(dataclasses.replace(search, start=None) == spec.search for search in found[1:])
     assert spec.search_of(expected[0]) == LineSearch(1.0, 3.0, 4, 0.2, 1)  # relative to the marginal likelihood
+
+
+@pytest.mark.parametrize("start", [None, 400.0, 50.0])
+def test_a_start_that_is_asked_for_holds_for_every_network(start):
+    spec = specify(100, search=LineSearch(start=start))
+    found = {each.name: spec.search_of(each).start for each in spec.candidates()}
+    assert found["gaussian_process"] == 1.0
+    assert (found["nuclear"], found["space_variant"]) == ((400.0, 133.0) if start is None else (start, start))
 
 
 def test_the_search_for_the_strength_of_the_space_variant_penalty_starts_lower_unless_told():

@@ -30,7 +30,8 @@ from neurst.spatial.adata.keys import (
 from neurst.spatial.field import ExpressionField
 from neurst.spatial.fit import FitResult
 from neurst.spatial.geometry import kd_tree
-from neurst.spatial.spec import ExpressionConfig, ExpressionSpec, prior_from_dict, prior_to_dict
+from neurst.spatial.priors import prior_from_dict, prior_to_dict
+from neurst.spatial.spec import ExpressionConfig, ExpressionSpec
 
 # largest difference of a stored position, from rounding to float32, as a share of half the longest side of the tissue
 SAME_PLACE = 1e-5
@@ -125,7 +126,7 @@ def _spec_arguments(spec: ExpressionSpec) -> dict[str, Any]:
         "n_members": spec.n_members,
         "lam": "auto" if spec.lam is None else spec.lam,
         "steps": spec.fit.steps,
-        "search": dataclasses.asdict(spec.search),
+        "search": {k: v for k, v in dataclasses.asdict(spec.search).items() if v is not None},
         "random_state": spec.fit.random_state,
         "device": spec.fit.device,
         "config": dataclasses.asdict(spec.config),

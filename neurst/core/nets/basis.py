@@ -1,15 +1,9 @@
-r"""Coordinate networks on the unit box, each layer written once for tensor and jet.
-
-A network is a frozen specification of plain numbers, so that it can be stored in a file. Its method
-``build(n_in, n_out, generator)`` gives the ``nn.Module`` that maps (N, n_in) coordinates in [-1, 1] to (N, n_out).
-:data:`NETWORKS` maps names to networks.
-"""
+"""Networks that are sums of fixed functions of position: B-splines, a cosine series, Gaussian bumps."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,209 +12,9 @@ from torch import Tensor, nn
 
 from neurst.core.arguments import SIZE, check_fields, number, several
 from neurst.core.jet import Jet
-from neurst.core.spec import Registry
+from neurst.core.nets.base import NETWORKS, Network
+from neurst.core.nets.dense import TuckerNet
 from neurst.core.tensor_product import SparseRows, TensorProduct, TensorProductSum, derivatives_along
-
-
-class Network(ABC):
-    """A network that can be named, stored and built."""
-
-    @abstractmethod
-    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
-        """The module (N, n_in) -> (N, n_out) in float32, its initial weights drawn from `generator`."""
-
-    @abstractmethod
-    def n_weights(self, n_in: int, n_out: int) -> int:
-        """The number of values in the ``state_dict()`` of the module, computed without building it.
-
-        A stored network is built only if the file holds this many values, so that a damaged file cannot exhaust the memory.
-        """
-
-
-def _linear(n_in: int, n_out: int, bound: float, generator: torch.Generator, bias: bool = True) -> nn.Linear:
-    # skip_init: nn.Linear's own initialisation would draw from torch's global generator
-    linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias, dtype=torch.float32)
-    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-    if bias:
-        # biases spread over the range of the inputs, as in nn.Linear's own initialisation
-        nn.init.uniform_(linear.bias, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator)
-    return linear
-
-
-class Sine(nn.Module):
-    """x -> sin(omega (W x + b)), the SIREN layer :cite:p:`Sitzmann2020`."""
-
-    def __init__(self, linear: nn.Linear, omega: float):
-        super().__init__()
-        self.linear, self.omega = linear, omega
-
-    def forward(self, x):  # (N, n_in) -> (N, n_out), tensor or jet
-        # the small weight is multiplied by omega, rather than the (N, n_out) result or its jet
-        bias = None if self.linear.bias is None else self.omega * self.linear.bias
-        return torch.sin(F.linear(x, self.omega * self.linear.weight, bias))
-
-
-def _sine_layers(widths: list[int], omega: float, generator: torch.Generator, bias: bool) -> list[nn.Module]:
-    """Sine layers with the SIREN initialisation, under which the arguments of the sines have unit variance at every depth."""
-    layers = []
-    for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-        bound = 1 / n_in if k == 0 else math.sqrt(6 / n_in) / omega
-        layers.append(Sine(_linear(n_in, n_out, bound, generator, bias), omega))
-    return layers
-
-
-def _n_dense(n_in: int, width: int, n_out: int, n_inner: int) -> int:
-    """Weights and biases of ``n_in -> width -> ... -> width -> n_out``, with `n_inner` maps from width to width."""
-    return (n_in + 1) * width + n_inner * (width + 1) * width + (width + 1) * n_out
-
-
-@dataclass(frozen=True)
-class Siren(Network):
-    r"""Sine network :cite:p:`Sitzmann2020`: ``h_l = sin(omega (W_l h_{l-1} + b_l))``, then a linear map.
-
-    Parameters
-    ----------
-    width, depth
-        Hidden features and number of sine layers.
-    omega
-        Frequency of the first layer in radians per unit of the box, and the gain of the other layers. With a larger value the
-        field can vary on a finer scale.
-
-    Examples
-    --------
-    >>> import torch
-    >>> net = Siren(width=16, depth=2).build(2, 3, torch.Generator().manual_seed(0))
-    >>> net(torch.zeros(5, 2)).shape
-    torch.Size([5, 3])
-    """
-
-    width: int = 128
-    depth: int = 3
-    omega: float = 5.0
-
-    def __post_init__(self):
-        check_fields(self)
-
-    def n_weights(self, n_in: int, n_out: int) -> int:
-        return _n_dense(n_in, self.width, n_out, self.depth - 1)
-
-    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
-        layers = _sine_layers([n_in] + [self.width] * self.depth, self.omega, generator, bias=True)
-        last = _linear(self.width, n_out, math.sqrt(6 / self.width) / self.omega, generator)
-        return nn.Sequential(*layers, last)
-
-
-class _FourierFeatures(nn.Module):
-    def __init__(self, frequencies: Tensor):  # (m, d)
-        super().__init__()
-        self.register_buffer("frequencies", frequencies)
-
-    def forward(self, x):  # (N, d) -> (N, 2 m)
-        phase = F.linear(x, self.frequencies)
-        return torch.cat([torch.sin(phase), torch.cos(phase)], -1)
-
-
-@dataclass(frozen=True)
-class Fourier(Network):
-    r"""Random Fourier features :cite:p:`Tancik2020`, ``[sin Bx, cos Bx]`` with ``B ~ N(0, scale^2)``, then a SiLU network.
-
-    Parameters
-    ----------
-    width, depth
-        Hidden features and number of hidden layers.
-    n_features
-        Number of random frequencies.
-    scale
-        Standard deviation of the frequencies, in radians per unit of the box.
-    """
-
-    width: int = 128
-    depth: int = 2
-    n_features: int = 64
-    scale: float = 4.0
-
-    def __post_init__(self):
-        check_fields(self)
-
-    def n_weights(self, n_in: int, n_out: int) -> int:
-        return n_in * self.n_features + _n_dense(2 * self.n_features, self.width, n_out, self.depth - 1)
-
-    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
-        frequencies = self.scale * torch.randn(self.n_features, n_in, generator=generator, dtype=torch.float32)
-        widths = [2 * self.n_features] + [self.width] * self.depth
-        layers: list[nn.Module] = [_FourierFeatures(frequencies)]
-        for a, b in itertools.pairwise(widths):
-            layers += [_linear(a, b, math.sqrt(6 / a), generator), nn.SiLU()]
-        return nn.Sequential(*layers, _linear(self.width, n_out, math.sqrt(1 / self.width), generator))
-
-
-class _LowRankTensor(TensorProduct):
-    def __init__(self, factors: list[nn.Module], core: Tensor):  # core (r_1, ..., r_d, C)
-        super().__init__()
-        self.factors, self.core = nn.ModuleList(factors), nn.Parameter(core)
-
-    def forward(self, x):  # (N, d) -> (N, C)
-        # contract one axis at a time, so that no (N, r_1 .. r_d C) tensor is formed
-        first, *rest = [factor(x[..., i : i + 1]) for i, factor in enumerate(self.factors)]
-        out = F.linear(first, self.core.flatten(1).T)
-        for i, factor in enumerate(rest, start=1):
-            out = torch.unflatten(out, -1, (self.core.shape[i], -1))
-            out = torch.sum(out * torch.unsqueeze(factor, -1), -2)
-        return out
-
-    def core_tensor(self) -> Tensor:  # -> (r_1, ..., r_d, C)
-        return self.core
-
-    def factor_along(self, axis: int, t: Tensor, order: int) -> list[Tensor]:  # (n, 1) -> order + 1 times (n, r)
-        return derivatives_along(self.factors[axis], t, order)
-
-
-@dataclass(frozen=True)
-class LowRank(Network):
-    r"""Low-rank tensor function :cite:p:`Luo2025`: ``f(x) = C x_1 U_1(x_1) ... x_d U_d(x_d)``.
-
-    Each factor is a sine network of one coordinate without biases, ``U_i(t) = W_3 sin(omega W_2 sin(omega W_1 t))``. Such a
-    network is an odd function of t. It is therefore evaluated at ``t + 2``, which lies in [1, 3], where it can have any shape.
-
-    Parameters
-    ----------
-    rank
-        r, the same for every axis.
-    width
-        Hidden features of each factor.
-    omega
-        Frequency in radians per unit of the box.
-    """
-
-    rank: int = 32
-    width: int = 128
-    omega: float = 5.0
-
-    def __post_init__(self):
-        check_fields(self)
-
-    def n_weights(self, n_in: int, n_out: int) -> int:
-        return n_in * self.width * (1 + self.width + self.rank) + self.rank**n_in * n_out
-
-    def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
-        factors = []
-        for _ in range(n_in):
-            layers = _sine_layers([1, self.width, self.width], self.omega, generator, bias=False)
-            last = _linear(self.width, self.rank, math.sqrt(6 / self.width), generator, bias=False)
-            factors.append(nn.Sequential(_Shift(2.0), *layers, last))
-        shape = (self.rank,) * n_in + (n_out,)
-        core = torch.randn(shape, generator=generator, dtype=torch.float32) / math.sqrt(self.rank**n_in)
-        return _LowRankTensor(factors, core)
-
-
-class _Shift(nn.Module):
-    def __init__(self, by: float):
-        super().__init__()
-        self.by = by
-
-    def forward(self, x):
-        return x + self.by
-
 
 # in grid cells; rounding may place border points this far outside the box, and they still use the cubic
 BORDER = 2.5e-4
@@ -294,6 +88,7 @@ class _SplineGrid(TensorProduct):
         return [SparseRows(rows, weight) for weight in weights]
 
 
+@NETWORKS.register("spline")
 @dataclass(frozen=True)
 class Spline(Network):
     r"""Multi-resolution cubic B-spline field :cite:p:`Unser1999`: the sum of one spline for each grid.
@@ -343,6 +138,7 @@ class _CosineFactor(nn.Module):
         return torch.cos(F.linear(t, self.frequencies.to(like), self.phase.to(like)))
 
 
+@NETWORKS.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Network):
     r"""Cosine series ``f(x) = sum_k c_k prod_i cos(pi k_i (x_i + L_i) / (2 L_i))`` with ``0 <= k_i < n_i`` :cite:p:`Solin2020`.
@@ -405,7 +201,7 @@ class Cosine(Network):
     def build(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
         sizes = self.sizes(n_in)
         factors = [_CosineFactor(n, half) for n, half in zip(sizes, self.half_sides(n_in), strict=True)]
-        return _LowRankTensor(factors, torch.zeros(*sizes, n_out, dtype=torch.float32))
+        return TuckerNet(factors, torch.zeros(*sizes, n_out, dtype=torch.float32))
 
 
 class _Bumps(nn.Module):
@@ -420,6 +216,7 @@ class _Bumps(nn.Module):
         return torch.exp(distance * (-0.5 / self.width**2))
 
 
+@NETWORKS.register("bumps")
 @dataclass(frozen=True)
 class Bumps(Network):
     r"""One Gaussian bump for each channel: ``f_c(x) = exp(-|x - x_c|^2 / (2 width^2))``, with the centres as parameters.
@@ -451,34 +248,3 @@ def _sides(network: Spline | Cosine, n_in: int) -> tuple[float, ...]:
         msg = f"`{type(network).__name__}(sides={network.sides})` has {len(sides)} axes: expected one for each of the {n_in} coordinates"
         raise ValueError(msg)
     return sides
-
-
-class ConcatNet(nn.Module):
-    """Networks whose leading outputs are concatenated: (N, d) -> (N, m), tensor or jet.
-
-    Parameters
-    ----------
-    nets
-        The networks.
-    widths
-        Number of leading outputs taken from each network.
-    """
-
-    def __init__(self, nets: list[nn.Module], widths: list[int]):
-        super().__init__()
-        self.nets, self.widths = nn.ModuleList(nets), tuple(map(int, widths))
-
-    def forward(self, x):
-        return torch.cat([net(x)[..., :width] for net, width in zip(self.nets, self.widths, strict=True)], -1)
-
-
-NETWORKS = Registry("network", "neurst.core.nets.NETWORKS", Network, "neurst.core.nets.Siren(width=64)")
-for _name, _cls in {
-    "siren": Siren,
-    "fourier": Fourier,
-    "lowrank": LowRank,
-    "spline": Spline,
-    "cosine": Cosine,
-    "bumps": Bumps,
-}.items():
-    NETWORKS.register(_name)(_cls)
