@@ -117,12 +117,11 @@ def tables(found: dict[tuple, dict], seeds: list[int]) -> None:
             )
             name = f"{file}, {section}" if section else file
             lines.append(
-                f"| {name} | {rows[0]['spots']} | {mode} | {means[best]:.4f} ({best}) | **{means['field']:.4f}** | {ratios[-1]:.3f} | {each} | {weights} "
-                f"| {np.mean([row['seconds'] for row in rows]):.0f} |"
+                f"| {name} | {rows[0]['spots']} | {mode} | {means[best]:.4f} ({best}) | **{means['field']:.4f}** | {ratios[-1]:.3f} | {each} | {weights} |"
             )
     header = [
-        "| section | spots | split | best simple method | **neurst** | ratio | neurst, each seed | weights | s |",
-        "|---" * 9 + "|",
+        "| section | spots | split | best simple method | **neurst** | ratio | neurst, each seed | weights |",
+        "|---" * 8 + "|",
     ]
     if lines:
         setting = (

@@ -1,4 +1,4 @@
-"""Writes the six short tables of docs/benchmarks.md from the full tables of docs/benchmarks_tables.md.
+"""Writes the short tables of docs/benchmarks.md from the full tables of docs/benchmarks_tables.md.
 
 python benchmarks/summary.py
 """
@@ -10,7 +10,6 @@ from statistics import median
 from tables import SUMMARY, TABLES, block, put
 
 Rows = list[dict[str, str]]
-SIMPLE = ("nearest", "kernel", "kriging", "kriging, logs", "Smoother")
 
 
 def rows(name: str) -> Rows:
@@ -28,17 +27,6 @@ def best(row: dict[str, str], names: tuple[str, ...]) -> tuple[str, float]:
 def table(header: str, body: list[str]) -> str:
     columns = header.count("|") - 1
     return "\n".join([header, "|---" * columns + "|", *body])
-
-
-def held_out() -> str:
-    found, lines = rows("held-out"), []
-    for random, block_row in zip(found[::2], found[1::2], strict=True):
-        cells = []
-        for row in (random, block_row):
-            name, simple = best(row, SIMPLE)
-            cells += [f"{simple:.3f} ({name})", f"**{float(row['neurst']):.3f}**"]
-        lines.append(f"| {random['section']} | {' | '.join(cells)} |")
-    return table("| section | best simple method, random | neurst | best simple method, block | neurst |", lines)
 
 
 def all_sections() -> str:
@@ -130,5 +118,5 @@ def time_and_memory() -> str:
 
 
 if __name__ == "__main__":
-    for make in (all_sections, held_out, between_spots, calibration, choice_of_lam, imaging, time_and_memory):
+    for make in (all_sections, between_spots, calibration, choice_of_lam, imaging, time_and_memory):
         put(SUMMARY, make.__name__.replace("_", "-"), make())
