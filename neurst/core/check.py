@@ -32,6 +32,23 @@ def jet_matches_nesting(net: Callable, x: Tensor, directions: Tensor, order: int
         torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * float(expected.detach().abs().max()))
 
 
+def adjoints_match(
+    forward: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    rtol: float = 1e-12,
+) -> None:
+    r"""Law: :math:`\langle A x, y \rangle = \langle x, A^* y \rangle` (the dot test), up to `rtol` of the larger of :math:`\|A x\| \|y\|` and :math:`\|x\| \|A^* y\|`."""
+    image, back = forward(x), adjoint(y)
+    left, right = torch.vdot(image.flatten(), y.flatten()), torch.vdot(x.flatten(), back.flatten())
+    scale = max(float(image.norm() * y.norm()), float(x.norm() * back.norm()))
+    if not abs(complex(left - right)) <= rtol * scale:  # also if one is NaN
+        msg = f"the adjoint fails the dot test: <A x, y> = {complex(left):.6g} but <x, A* y> = {complex(right):.6g}"
+        raise AssertionError(msg)
+
+
 def is_homogeneous(penalty: Callable[[Jet], Tensor], jet: Jet, *, factor: float = 3.7, rtol: float = 1e-9) -> None:
     """Law: ``penalty(c f) = |c| penalty(f)``, that is degree one, with the weights of the penalty held fixed."""
     for c in (factor, -factor):

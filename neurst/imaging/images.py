@@ -25,7 +25,9 @@ from neurst.core.arguments import (
     SIZE,
     checked,
     number,
+    one_of,
     several,
+    shown,
     warn,
 )
 from neurst.core.field import FittedField
@@ -264,10 +266,11 @@ def _read(field: FittedField, lattice: Lattice, like: np.ndarray, rows: int = 2*
     return values.reshape(shape).numpy().astype(np.result_type(like.dtype, np.float32), copy=False)
 
 
-@checked(image=ANYTHING, sigma=SIGMA, options=OPTIONS, config=CONFIG)
+@checked(image=ANYTHING, method=one_of("neurtv", "learned_tgv"), sigma=SIGMA, options=OPTIONS, config=CONFIG)
 def denoise(
     image: np.ndarray,
     *,
+    method: str = "neurtv",
     sigma: float | None = None,
     options: FitOptions = FitOptions(),
     config: ImageConfig = ImageConfig(),
@@ -276,8 +279,13 @@ def denoise(
 
     Parameters
     ----------
-    image, sigma, options, config
+    image
         As in :func:`fit_image`.
+    method
+        ``"neurtv"`` fits a field to the picture, which takes seconds. ``"learned_tgv"`` minimises total generalised variation with weights that a
+        network, trained on photographs, predicts for each pixel (:class:`neurst.imaging.tgv.LearnedTGV`), which takes less than a second.
+    sigma, options, config
+        As in :func:`fit_image`. ``"learned_tgv"`` has no use for `config`, nor for `options` other than ``progress``.
 
     Returns
     -------
@@ -301,8 +309,26 @@ def denoise(
     True
     """
     image = as_image(image)
+    if method == "learned_tgv":
+        return _denoise_learned(image, sigma, options)
     field = fit_image(image, sigma=sigma, options=options, config=config)
     return _read(field, Lattice.of_shape(*image.shape[:2]), image)
+
+
+def _denoise_learned(image: np.ndarray, sigma: float | None, options: FitOptions) -> np.ndarray:
+    """The picture that the model in the package gives."""
+    from neurst.imaging.tgv.learned import pretrained_denoiser
+
+    if dataclasses.replace(options, progress=True) != FitOptions():
+        msg = f"`options={shown(options)}` with `method='learned_tgv'`: expected the defaults, as they are choices of a fit; drop them, or use `method='neurtv'`"
+        raise ValueError(msg)
+    as_mask(None, image)  # checks that it is finite
+    sigma = noise_level(image) if sigma is None else sigma
+    dtype = np.result_type(image.dtype, np.float32)
+    if sigma == 0:
+        return image.astype(dtype)
+    found = pretrained_denoiser().reconstruct(image, sigma=sigma, progress=options.progress)
+    return found.astype(dtype, copy=False)
 
 
 @checked(image=ANYTHING, mask=ANYTHING, sigma=SIGMA, options=OPTIONS, config=CONFIG)

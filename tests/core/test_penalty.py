@@ -28,6 +28,7 @@ CASES = {
     "directional, varying": tv.DirectionalTV(normal(3, N, 2), WEIGHT),
     "directional, metric": tv.DirectionalTV(ALONG, metric=normal(C, C)),
     "weighted": tv.WeightedTV(WEIGHT),
+    "weighted tgv": tv.WeightedTGV(uniform(20, 2, seed=8), uniform(20, seed=9, low=0.1), uniform(20, seed=10, low=0.1)),
     "space_variant, shared": tv.SpaceVariantTV(shared=True),
     "space_variant, no refresh yet": tv.SpaceVariantTV(),
     "edge_weighted, no refresh yet": tv.EdgeWeightedTV(),
@@ -123,6 +124,28 @@ def test_a_rotation_as_second_field_bends_nothing():
         bend = torch.linalg.matrix_norm((matrix + matrix.T) / 2)
         found = evaluate(tv.TGV(a1=1.5, a0=0.4), with_second_field(flat, matrix), x)
         torch.testing.assert_close(found, 1.5 * slope + 0.4 * bend)
+
+
+def test_weights_of_tgv_are_those_of_the_nearest_point():
+    x, points = uniform(N, 2), uniform(30, 2, seed=4)
+    field = siren(2, 3 * C)
+    flat = tv.WeightedTGV(points, torch.full((30,), 1.5).double(), torch.full((30,), 0.4).double())
+    torch.testing.assert_close(evaluate(flat, field, x), evaluate(tv.TGV(a1=1.5, a0=0.4), field, x))
+    w1, w0 = uniform(30, seed=5, low=0.0), uniform(30, seed=6, low=0.0)
+    each = [
+        evaluate(tv.TGV(a1=float(w1[i]), a0=float(w0[i])), field, x[k : k + 1])
+        for k, i in enumerate(torch.cdist(x, points).argmin(1))
+    ]
+    torch.testing.assert_close(evaluate(tv.WeightedTGV(points, w1, w0), field, x), torch.stack(each).mean())
+
+
+@pytest.mark.parametrize(
+    ("w1", "match"),
+    [(torch.ones(3), r"`w1` has shape \(3,\): .* the 2 points"), (-torch.ones(2), "`w1` has entries down to -1")],
+)
+def test_wrong_weights_of_tgv_are_named(w1, match):
+    with pytest.raises(ValueError, match=match):
+        tv.WeightedTGV(torch.zeros(2, 2), w1, torch.ones(2))
 
 
 def test_the_mixed_penalty_takes_every_spatial_axis_against_the_last():

@@ -12,6 +12,7 @@ from neurst.core.arguments import FLAG, check_fields, number
 from neurst.core.jet import Jet
 from neurst.core.lattice import Lattice, gaussian_mean
 from neurst.core.penalty.base import PENALTIES, Penalty
+from neurst.core.penalty.higher_order import tgv_terms
 from neurst.core.penalty.tv import AnisotropicTV, DirectionalTV, IsotropicTV, VectorialTV, WeightedTV
 from neurst.core.tensor_product import jet_at
 
@@ -92,6 +93,54 @@ class EdgeWeightedTV(Penalty):
 
     def __call__(self, f: Jet) -> Tensor:
         raise _differs_in_space(self)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedTGV(Penalty):
+    r"""Total generalised variation with weights that vary in space: mean of :math:`\sum_c w_1(x) \|\nabla f_c - w_c\|_2 + w_0(x) \|\tfrac12 (\nabla w_c + \nabla w_c^\top)\|_F`.
+
+    As in :class:`TGV`, the network has w as additional outputs. Every point takes the weights of the nearest of `points`.
+
+    Parameters
+    ----------
+    points
+        (M, d) points, or a lattice, in box units.
+    w1, w0
+        (M,) weights of the two terms, >= 0. ``w0 / w1`` is a length in box units. With mean(w1) = 1, a strength in nats means the same as for
+        constant weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> points = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
+    >>> penalty = WeightedTGV(points, w1=torch.tensor([1.0, 3.0]), w0=torch.tensor([0.2, 0.2]))
+    >>> penalty.at(torch.tensor([[0.7, 0.1], [-0.9, 0.3]])).w1
+    tensor([3., 1.])
+    """
+
+    points: Tensor | Lattice
+    w1: Tensor
+    w0: Tensor
+
+    def __post_init__(self):
+        for name, weight in (("w1", self.w1), ("w0", self.w0)):
+            if weight.shape != (len(self.points),):
+                msg = f"`{name}` has shape {tuple(weight.shape)}: expected one weight for each of the {len(self.points)} points"
+                raise ValueError(msg)
+            if not bool((weight >= 0).all()):
+                msg = f"`{name}` has entries down to {float(weight.min()):.3g}: expected weights >= 0"
+                raise ValueError(msg)
+
+    def n_outputs(self, n_channels: int, d: int) -> int:
+        return n_channels * (1 + d)
+
+    def at(self, x: Tensor | Lattice) -> WeightedTGV:
+        near = _nearest(x, self.points)
+        return WeightedTGV(x, self.w1[near], self.w0[near])
+
+    def __call__(self, f: Jet) -> Tensor:
+        slope, bend = tgv_terms(f)
+        return (self.w1[:, None] * slope + self.w0[:, None] * bend).sum(-1).mean()
 
 
 @dataclass(frozen=True, eq=False)

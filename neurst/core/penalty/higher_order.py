@@ -141,11 +141,16 @@ class TGV(Penalty):
         return n_channels * (1 + d)
 
     def __call__(self, f: Jet) -> Tensor:
-        d = len(f.terms[0])
-        n = f.shape[-1] // (1 + d)
-        first = f.derivative(1)
-        w = f.value[..., n:].unflatten(-1, (n, d))  # (N, C, d)
-        grad_w = first[..., n:].unflatten(-1, (n, d)).permute(1, 2, 0, 3)  # (N, C, d, d)
-        slope = norm(first[..., :n].permute(1, 2, 0) - w, dim=-1)
-        symmetric = norm((grad_w + grad_w.mT) / 2, dim=(-2, -1))
-        return (self.a1 * slope + self.a0 * symmetric).sum(-1).mean()
+        slope, bend = tgv_terms(f)
+        return (self.a1 * slope + self.a0 * bend).sum(-1).mean()
+
+
+def tgv_terms(f: Jet) -> tuple[Tensor, Tensor]:  # -> (N, C), (N, C)
+    r"""The sizes :math:`\|\nabla f_c - w_c\|_2` and :math:`\|\tfrac12 (\nabla w_c + \nabla w_c^\top)\|_F` at each point, of outputs as in :class:`TGV`."""
+    d = len(f.terms[0])
+    n = f.shape[-1] // (1 + d)
+    first = f.derivative(1)
+    w = f.value[..., n:].unflatten(-1, (n, d))  # (N, C, d)
+    grad_w = first[..., n:].unflatten(-1, (n, d)).permute(1, 2, 0, 3)  # (N, C, d, d)
+    slope = norm(first[..., :n].permute(1, 2, 0) - w, dim=-1)
+    return slope, norm((grad_w + grad_w.mT) / 2, dim=(-2, -1))
