@@ -1,6 +1,6 @@
-"""Linear operators from pictures to measured data: with adjoint, norm, and a closed-form proximal map where there is one.
+r"""Linear operators from pictures to measured data: with adjoint, norm, and a closed-form proximal map where there is one.
 
-Operators act on the last two axes of tensors (..., H, W), real or complex, and give (..., *data_shape).
+Operators act on the last two axes of tensors (..., H, W), real or complex, and give (..., \*data_shape).
 """
 
 from __future__ import annotations
