@@ -310,18 +310,21 @@ def denoise(
     """
     image = as_image(image)
     if method == "learned_tgv":
-        return _denoise_learned(image, sigma, options)
+        return _denoise_learned(image, sigma, options, config)
     field = fit_image(image, sigma=sigma, options=options, config=config)
     return _read(field, Lattice.of_shape(*image.shape[:2]), image)
 
 
-def _denoise_learned(image: np.ndarray, sigma: float | None, options: FitOptions) -> np.ndarray:
+def _denoise_learned(image: np.ndarray, sigma: float | None, options: FitOptions, config: ImageConfig) -> np.ndarray:
     """The picture that the model in the package gives."""
     from neurst.imaging.tgv.learned import pretrained_denoiser
 
-    if dataclasses.replace(options, progress=True) != FitOptions():
-        msg = f"`options={shown(options)}` with `method='learned_tgv'`: expected the defaults, as they are choices of a fit; drop them, or use `method='neurtv'`"
-        raise ValueError(msg)
+    for name, given in (("options", dataclasses.replace(options, progress=True)), ("config", config)):
+        default = type(given)()
+        other = [f.name for f in dataclasses.fields(given) if getattr(given, f.name) != getattr(default, f.name)]
+        if other:
+            msg = f"`{name}` sets `{other[0]}={shown(getattr(given, other[0]))}` with `method='learned_tgv'`: expected the default, as it is a choice of a fit; drop it, or use `method='neurtv'`"
+            raise ValueError(msg)
     as_mask(None, image)  # checks that it is finite
     sigma = noise_level(image) if sigma is None else sigma
     dtype = np.result_type(image.dtype, np.float32)

@@ -22,10 +22,10 @@ def numbers(*shape, seed, kind):
 
 def exists(w):
     """The field without the entries that `grad` sets to 0, which do not exist."""
-    return grad_shape(w) * w
+    return existing(w) * w
 
 
-def grad_shape(w):
+def existing(w):
     keep = torch.ones(w.shape[-3:], dtype=w.real.dtype)
     keep[0, -1], keep[1, :, -1] = 0, 0
     return keep
@@ -71,7 +71,7 @@ def test_the_components_are_those_of_the_symmetric_matrix_in_the_interior():
         np.testing.assert_allclose(part, expected)
 
 
-def test_a_rotation_by_a_quarter_keeps_the_total_variation():
+def test_a_flip_and_a_transposition_keep_the_sum_of_squared_differences():
     u = normal(6, 6)
     size = lambda v: grad(v)[..., :-1, :-1].square().sum()
     flipped = u.flip(

@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 import torch
 from draws import normal
+from skimage import data
 
 from neurst.core.check import state_of
 from neurst.core.train import TrainConfig
+from neurst.imaging import FitOptions, ImageConfig, denoise, metrics
 from neurst.imaging import operators as op
-from neurst.imaging.tgv import LearnedConfig, LearnedTGV, SolverConfig, add_noise, fit_reconstructor, tgv, tv
+from neurst.imaging.tgv import (
+    LearnedConfig,
+    LearnedTGV,
+    SolverConfig,
+    add_noise,
+    fit_reconstructor,
+    pretrained_denoiser,
+    tgv,
+    tv,
+)
 
 SMALL = LearnedConfig(width=4, free_steps=4, kept_steps=3)
 
@@ -133,7 +144,20 @@ def of_another_kind(path):
     return path
 
 
-NOISY = normal(9, 8).numpy()
+def test_the_model_of_the_package_denoises_a_photograph_that_it_has_not_seen():
+    clean = data.camera()[100:228, 160:288] / 255
+    noisy = clean + 0.1 * np.random.default_rng(2).standard_normal(clean.shape)
+    score = lambda image: metrics.psnr(image, clean)
+    found = score(denoise(noisy, method="learned_tgv", options=QUIET))
+    assert found > score(tgv(noisy, progress=False).image)
+    assert found > score(noisy) + 5
+    np.testing.assert_array_equal(denoise(clean, method="learned_tgv", sigma=0.0, options=QUIET), clean)
+    weights = pretrained_denoiser().bias
+    weights.data += 1.0  # a copy: the model of the package stays as it is
+    assert not torch.equal(weights, pretrained_denoiser().bias)
+
+
+QUIET, NOISY = FitOptions(progress=False), normal(9, 8).numpy()
 WRONG = {
     "no noise": (lambda p: LearnedTGV(SMALL).reconstruct(NOISY, sigma=0), ValueError, "`sigma=0`: expected"),
     "negative noise": (lambda p: LearnedTGV(SMALL).reconstruct(NOISY, sigma=-1), ValueError, "`sigma=-1`: expected"),
@@ -146,6 +170,11 @@ WRONG = {
         lambda p: fit_reconstructor(LearnedTGV(SMALL), [NOISY], add_noise(0.1, 0.2)), ValueError, r"`pictures\[0\]` .* `patch=64`"),
     "pictures with NaN": (
         lambda p: fit_reconstructor(LearnedTGV(SMALL), [np.full((70, 70), np.nan)], add_noise(0.1, 0.2)), ValueError, r"`pictures\[0\]` .* finite"),
+    "options of a fit": (
+        lambda p: denoise(NOISY, method="learned_tgv", options=FitOptions(lam=3.0)), ValueError, "`options` sets `lam=3.0` with"),
+    "numbers of a fit": (
+        lambda p: denoise(NOISY, method="learned_tgv", config=ImageConfig(steps=9)), ValueError, "`config` sets `steps=9` with"),
+    "another method": (lambda p: denoise(NOISY, method="tgv"), ValueError, "`method='tgv'`: expected 'neurtv' or 'learned_tgv'"),
     "another unit": (lambda p: LearnedConfig(unit="dB"), ValueError, "`LearnedConfig.unit='dB'`: expected 'sigma' or 'rms'"),
 }  # fmt: skip
 

@@ -61,7 +61,7 @@ class Solution:
     steps
         Number of steps.
     converged
-        Whether the solver stopped before its largest number of steps.
+        Whether the tolerance was reached.
     state
         All variables: pass the solution as `start` to go on from it.
     """

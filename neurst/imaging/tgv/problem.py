@@ -21,9 +21,8 @@ from neurst.imaging.operators import Operator
 
 BOUND = 0.999  # squared norm of the scaled operator, which must be below 1
 PARTS = -3  # axis of the components of differences (B, C, 2 or 3, H, W)
-NORMS: dict[
-    str, tuple[Callable, Callable]
-] = {  # size of differences at each pixel, and projection to the ball of its dual norm
+# size of differences at each pixel, and projection to the ball of its dual norm
+NORMS: dict[str, tuple[Callable, Callable]] = {
     "joint": (lambda p: squares(p, (1, PARTS)).sqrt(), lambda p, radius: ball(p, radius, (1, PARTS))),
     "isotropic": (lambda p: squares(p, PARTS).sqrt(), lambda p, radius: ball(p, radius, PARTS)),
     "anisotropic": (torch.abs, box),
@@ -96,31 +95,26 @@ class Problem:
 
     def saddle(self) -> Saddle:
         """The maps of one step."""
-        project, prox = NORMS[self.norm][1], self.operator.prox
-        smooth = None
+        project, prox, smooth = NORMS[self.norm][1], self.operator.prox, None
         if prox is None:
             prox = lambda x, data, t: x
-            smooth = lambda x: self.operator.adjoint(self.operator.forward(x) - self.data)
-        if self.second is None:
-            return Saddle(
-                lambda x: (grad(x[0]),),
-                lambda y: (grad_adjoint(y[0]),),
-                lambda x, t: (prox(x[0], self.data, t[0]),),
-                lambda y, s: (project(y[0], self.first),),
-                None if smooth is None else lambda x: (smooth(x[0]),),
-            )
+            residual = lambda u: self.operator.forward(u) - self.data
+            smooth = lambda x: (self.operator.adjoint(residual(x[0])), *map(torch.zeros_like, x[1:]))
+        forward, adjoint = (lambda x: (grad(x[0]),)), (lambda y: (grad_adjoint(y[0]),))
+        if self.second is not None:
+            forward = lambda x: (grad(x[0]) - x[1], symgrad(x[1]))
+            adjoint = lambda y: (grad_adjoint(y[0]), symgrad_adjoint(y[1]) - y[0])
         return Saddle(
-            lambda x: (grad(x[0]) - x[1], symgrad(x[1])),
-            lambda y: (grad_adjoint(y[0]), symgrad_adjoint(y[1]) - y[0]),
-            lambda x, t: (prox(x[0], self.data, t[0]), x[1]),
-            lambda y, s: (project(y[0], self.first), project(y[1], self.second)),
-            None if smooth is None else lambda x: (smooth(x[0]), torch.zeros_like(x[1])),
+            forward,
+            adjoint,
+            lambda x, t: (prox(x[0], self.data, t[0]), *x[1:]),
+            lambda y, s: tuple(project(part, r) for part, r in zip(y, (self.first, self.second), strict=False)),
+            smooth,
         )
 
-    def advance(self, state: State, ratios: Ratios, relaxation: Tensor | float) -> State:
-        """One relaxed primal-dual step."""
-        primal, dual = self.step_sizes(ratios, relaxation)
-        return State.of_blocks(*step(self.saddle(), state.primal, state.dual, primal, dual, relaxation))
+    def advance(self, state: State, sizes: tuple[tuple, tuple], relaxation: Tensor | float) -> State:
+        """One relaxed primal-dual step, with the sizes that :meth:`step_sizes` gives."""
+        return State.of_blocks(*step(self.saddle(), state.primal, state.dual, *sizes, relaxation))
 
     def step_sizes(self, ratios: Ratios, relaxation: Tensor | float) -> tuple[tuple, tuple]:
         r"""Step sizes of the primal and the dual blocks, inside the bound within which the method converges.

@@ -12,10 +12,10 @@ from neurst.core.arguments import check_fields, instance, number
 from neurst.core.progress import StepCounter
 from neurst.imaging.tgv.problem import Problem, Ratios, State, balanced, distance
 
-NEGLIGIBLE = (
-    1e-5  # share of the energy of a picture of zeros, of data without their mean, beside which an error does not matter
-)
-NEGLIGIBLE_CHANGE = 0.01  # share of the possible size of a variable beside which a change does not matter
+# share of the energy of a picture of zeros, of data without their mean, beside which an error does not matter
+NEGLIGIBLE = 1e-5
+# share of the possible size of a variable beside which a change does not matter
+NEGLIGIBLE_CHANGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Solved:
     gap
         Relative duality gap, the largest of a batch; NaN where it is not known.
     change
-        Relative change of a variable in the last step, the largest of all.
+        Relative change of a variable in the last step, the largest of all; NaN where the gap is known.
     converged
         Whether the tolerance was reached.
     """
@@ -110,6 +110,7 @@ def solve(
     ratios = Ratios(
         *(torch.full((len(problem.data),), r, dtype=torch.float64) for r in (first, first, config.dual_ratio))
     )
+    sizes = problem.step_sizes(ratios, config.relaxation)
     state = since = problem.start() if start is None else start
     window = balance_at = float(config.balance_from)
     on_step = (counter or StepCounter(None)).stage("solving", config.max_steps)
@@ -117,18 +118,21 @@ def solve(
     bound = torch.zeros(len(problem.data), dtype=problem.first.dtype)  # the energy is never negative
     with torch.no_grad():
         for k in range(1, config.max_steps + 1):
-            old, state = state, problem.advance(state, ratios, config.relaxation)
+            old, state = state, problem.advance(state, sizes, config.relaxation)
             on_step(k, gap)
             if k % config.check_every == 0 or k == config.max_steps:
-                change = _relative_change(problem, state, old)
                 if denoising:
                     bound = torch.maximum(bound, problem.lower_bound(state))  # any of them holds
                     gap = _relative_gap(problem, state, bound)
-                converged = gap <= config.tol if denoising else change <= config.step_tol
+                    converged = gap <= config.tol
+                else:
+                    change = _relative_change(problem, state, old)
+                    converged = change <= config.step_tol
                 if converged:
                     break
             if k >= balance_at and not denoising:
                 ratios = balanced(ratios, state, since, config.balance_share)
+                sizes = problem.step_sizes(ratios, config.relaxation)
                 window *= config.balance_growth
                 since, balance_at = state, k + window
     return Solved(state, k, gap, change, converged)

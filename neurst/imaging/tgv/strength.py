@@ -14,9 +14,8 @@ from neurst.imaging.tgv.problem import Problem
 from neurst.imaging.tgv.solver import SolverConfig, solve
 
 RULES = ("sure", "discrepancy")
-SEARCH = LineSearch(
-    start=0.8, ratio=1.5, max_steps=12, fraction=0.5, steps=1
-)  # start and ratio of weights in units of sigma * norm(A)
+# of weights in units of sigma * norm(A); nothing is held out, and a trial has its own steps
+SEARCH = LineSearch(start=0.8, ratio=1.5, max_steps=12, fraction=0.5, steps=1)
 PROBE = 0.1  # size of the perturbation that measures the divergence, in units of sigma
 TRIAL = {"tol": 1e-2, "step_tol": 2e-3, "max_steps": 300}  # of a solve in the search
 
@@ -60,9 +59,8 @@ def chosen_strength(
     probe = _probe(problem, random_state)
     both = dataclasses.replace(problem, data=torch.cat([data, data + PROBE * sigma * probe]))
 
-    def misfit(image: Tensor) -> Tensor:
-        difference = operator.forward(image) - data
-        return difference if operator.observed is None else difference * operator.observed.to(data.device)
+    def misfit(image: Tensor) -> float:
+        return float((operator.forward(image) - data).abs().square().sum())
 
     def risk(factor: float) -> tuple[float, None]:
         u = solve(_scaled(both, factor), config, counter=counter).state.u
@@ -71,13 +69,11 @@ def chosen_strength(
         divergence = float((probe.conj() * answer).real.sum() if probe.is_complex() else (probe * answer).sum()) / (
             PROBE * sigma
         )
-        squares = float(misfit(u).abs().square().sum())
-        return -(squares / (n * sigma**2) - 1 + 2 * divergence / n), None
+        return -(misfit(u) / (n * sigma**2) - 1 + 2 * divergence / n), None
 
     def discrepancy(factor: float) -> tuple[float, None]:
         u = solve(_scaled(problem, factor), config, counter=counter).state.u
-        squares = float(misfit(u).abs().square().sum())
-        return -abs(math.log(max(squares, 1e-300) / (n * sigma**2))), None
+        return -abs(math.log(max(misfit(u), 1e-300) / (n * sigma**2))), None
 
     if rule == "discrepancy":
         search = dataclasses.replace(SEARCH, ratio=SEARCH.ratio**0.5, max_steps=2 * SEARCH.max_steps)
