@@ -6,8 +6,8 @@ At each spot c, with Gaussian weights :math:`k_{ci}` of one pitch and residuals 
     S_{cg} = \sum_i k_{ci} (y_{ig} - \mu_{ig}) \Big/ \sqrt{\textstyle\sum_i k_{ci}^2 v_{ig}}
 
 is about standard normal where nothing is missing. A bump is placed where :math:`|S|` of a gene is larger than :math:`\sqrt{2 \log(N G)}`, which is
-hardly ever reached by chance :cite:p:`Donoho1994`, and where the score is still above 3 without the spot that contributes most: a single spot cannot be told from
-noise. Genes whose own score there is above :math:`\sqrt{2 \log G}` get a loading on the bump, with a standard normal prior.
+hardly ever reached by chance :cite:p:`Donoho1994`, and where the score of that gene is still above 3 without the spot that contributes most: a single
+spot cannot be told from noise. All genes whose own score there is above :math:`\sqrt{2 \log G}` get a loading on the bump, with a standard normal prior.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def find_structure(
     scatter = _noise(data, predictor) if dispersion is None else dispersion
     kernel = _kernel(data.coords, width)
     top, least = np.zeros(n), np.sqrt(2 * np.log(n * n_genes))
-    for genes, _, score in _scores(data, predictor, scatter, kernel, least):
+    for genes, _, score, several in _scores(data, predictor, scatter, kernel, least):
         if len(genes):
-            np.maximum(top, score.max(1), out=top)
+            np.maximum(top, np.where(several, score, 0.0).max(1), out=top)
     chosen: list[int] = []
     for spot in np.argsort(-top, kind="stable"):
         if top[spot] <= least or len(chosen) == most:
@@ -86,7 +86,7 @@ def find_structure(
     near = np.unique(kernel[chosen].indices)  # the spots that these bumps reach
     few, reach, loadings = data.take(near), kernel[chosen][:, near], np.zeros((n_genes, len(chosen)))
     least = np.sqrt(2 * np.log(max(n_genes, 2)))
-    for genes, eta, score in _scores(few, lambda genes: predictor(genes)[near], scatter, reach, least):
+    for genes, eta, score, _ in _scores(few, lambda genes: predictor(genes)[near], scatter, reach, least):
         latent = reach.T.toarray()
         for g, own, used in zip(genes, eta.T, (score > least).T, strict=True):
             if used.any():
@@ -117,10 +117,11 @@ def _kernel(coords: NDArray, width: float) -> csr_array:
 
 def _scores(
     data: SpotData, predictor: Predictor, scatter: NDArray, kernel: csr_array, least: float
-) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    """For chunks of genes, those whose score is above `least` somewhere: indices (g,), predictors (N, g), and absolute scores (P, g).
+) -> Iterator[tuple[NDArray, NDArray, NDArray, NDArray]]:
+    """For chunks of genes, those whose score is above `least` somewhere.
 
-    `kernel` (P, N) are the weights of spots around P places. A score is 0 where one spot alone makes it.
+    Indices (g,), predictors (N, g), absolute scores (P, g), and whether more than one spot makes a score (P, g). `kernel` (P, N) are the weights of
+    spots around P places.
     """
     n, n_genes = data.values.shape
     columns, squares = by_column(data.values), kernel.power(2)
@@ -138,8 +139,7 @@ def _scores(
         sign = np.sign(total)
         largest, its_variance = _largest_part(kernel, residual, variance, sign)
         rest = np.maximum(spread - its_variance, 1e-300)
-        several = sign * total - largest > LEAST_REST * np.sqrt(rest)
-        yield genes[kept], eta[:, kept], np.where(several, score, 0.0)
+        yield genes[kept], eta[:, kept], score, sign * total - largest > LEAST_REST * np.sqrt(rest)
 
 
 def _largest_part(

@@ -147,6 +147,13 @@ class Observation(ABC):
         """(N, G) predicted rates or values, without the offset."""
 
     @abstractmethod
+    def balance(self, rate: NDArray, eta: NDArray) -> NDArray:
+        """(G,) what is added to predictors (N, G), so that their mean rates over the spots are `rate` (G,).
+
+        For counts, these are totals over spots divided by the total of the library sizes. A rate of 0 is taken for 1e-300.
+        """
+
+    @abstractmethod
     def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
         """Negative log-likelihood of held-out values at predictors (N, G), up to a constant, and its derivative by each predictor (N, G)."""
 
@@ -267,6 +274,9 @@ class Counts(Observation):
     def prediction(self, eta: NDArray) -> NDArray:
         return np.exp(eta)
 
+    def balance(self, rate: NDArray, eta: NDArray) -> NDArray:
+        return np.log(np.maximum(rate, 1e-300)) - np.log(self.size @ np.exp(eta) / self.size.sum())
+
     def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
         values, mean = dense(values), self.size[:, None] * np.exp(eta)
         return float((mean - values * eta).sum()), mean - values
@@ -356,6 +366,9 @@ class Normalised(Observation):
 
     def prediction(self, eta: NDArray) -> NDArray:
         return eta
+
+    def balance(self, rate: NDArray, eta: NDArray) -> NDArray:
+        return rate - eta.mean(0)
 
     def loss(self, values: Matrix, eta: NDArray) -> tuple[float, NDArray]:
         sd = moments(values)[1]

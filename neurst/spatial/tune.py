@@ -220,7 +220,8 @@ def average_weights(
 ) -> NDArray:
     """Weights >= 0 that sum to 1 and minimise the loss of the mean predictor on held-out spots, drawn towards the weights `target`.
 
-    The objective is ``loss(sum_k w_k eta_k) + strength |w - target|^2``, which is convex.
+    The objective is ``loss(sum_k w_k eta_k + s) + strength |w - target|^2``, which is convex. The shift s of each gene makes the expected total
+    equal to the observed one, because the final fit does the same: a smaller total is no reason against an average.
 
     Parameters
     ----------
@@ -238,12 +239,14 @@ def average_weights(
     if len(target) == 1:
         return np.ones(1)
     scale = 1 / sum(len(test.coords) for test in tests)
+    rates = [test.mean_rate() for test in tests]
 
     def objective(weights: NDArray) -> tuple[float, NDArray]:
         away = weights - target
         total, gradient = strength * (away @ away), 2 * strength * away
-        for each, test in zip(etas, tests, strict=True):
+        for each, test, rate in zip(etas, tests, rates, strict=True):
             mean = sum(w * eta for w, eta in zip(weights, each, strict=True))
+            mean = mean + test.observation.balance(rate, mean)
             loss, slope = test.observation.loss(test.values, mean)
             total, gradient = total + loss, gradient + [np.vdot(slope, eta) for eta in each]
         return scale * total, scale * gradient

@@ -343,6 +343,14 @@ def test_a_fit_finds_the_patterns(make):
         assert fitted.tuning.dispersion is None
 
 
+@each_kind
+def test_expected_totals_over_the_spots_are_the_observed_ones(make):
+    data = known(make())
+    field = fit(data, config=small_config(most_bumps=0), target_sum=1.0).field
+    expected = data.observation.balance(data.mean_rate(), data.observation.intercept(field(data.coords)))
+    np.testing.assert_allclose(expected, 0, atol=1e-5)
+
+
 def test_expected_counts_are_those_of_a_spot_with_the_target_sum():
     data = counted()
     a, b = (fit(data, target_sum=target).field(data.coords) for target in (100.0, 250.0))

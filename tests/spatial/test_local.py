@@ -62,6 +62,15 @@ def test_a_single_spot_is_no_structure_however_large_its_counts():
         assert found_in(dataclasses.replace(data, values=values)) is None
 
 
+def test_where_a_structure_is_confirmed_a_gene_that_only_one_of_its_spots_has_takes_part():
+    for seed in range(10):
+        data = spots("counts", height=2.5, seed=seed)
+        values = data.values.copy()
+        values[PLACE, 5] += 20 * values[:, 5].mean()
+        found = found_in(dataclasses.replace(data, values=values))
+        assert found.loadings[5].max() > 0.5
+
+
 @each_kind
 def test_hardly_anything_is_found_in_noise(kind):
     found = [found_in(spots(kind, height=0.0, seed=seed)) is not None for seed in range(60)]

@@ -184,3 +184,16 @@ def test_fits_start_from_singular_vectors_of_standardised_residuals(make, n_spot
             monkeypatch.setattr(kind, "todense", refuse_to_be_made_dense)
     for stored in containers:
         np.testing.assert_allclose(stored.observation.directions(stored.values, rank, 0), leading, atol=1e-6)
+
+
+@each
+def test_balanced_predictors_have_the_mean_rates_of_the_values(observation):
+    values = drawn(observation)
+    values[:, 2] = 0
+    rate = observation.mean_rate(values)
+    shift = observation.balance(rate, PREDICTOR)
+    mean = observation.prediction(PREDICTOR + shift)
+    total = mean.mean(0) if isinstance(observation, Normalised) else SIZE @ mean / SIZE.sum()
+    np.testing.assert_allclose(total, rate, rtol=1e-9, atol=1e-12)
+    _, slope = observation.loss(values, PREDICTOR + shift)
+    np.testing.assert_allclose(slope.sum(0), 0, atol=1e-6 * N)  # so the shift minimises the loss
