@@ -1,7 +1,7 @@
 """Trains the denoiser that ships with the package: learned weights of total generalised variation for grey pictures.
 
 ``NEURST_DATA=folder python benchmarks/train_denoiser.py [steps]`` reads ``images/Kodak`` of that folder and writes
-neurst/imaging/tgv/denoiser.safetensors. None of these pictures is in Set5, Set12 or Set14. 2,000 steps take 6 minutes on one core.
+neurst/core/denoiser.safetensors. None of these pictures is in Set5, Set12 or Set14. 2,000 steps take 6 minutes on one core.
 """
 
 import os
@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from skimage import io
 
-import neurst.imaging.tgv
 from neurst.core.train import TrainConfig
+from neurst.core.weight_net import DENOISER
 from neurst.imaging.tgv import LearnedTGV, add_noise, fit_reconstructor
 
-FILE = Path(neurst.imaging.tgv.__file__).parent / "denoiser.safetensors"
 NOISE = (0.04, 0.25)  # levels, in units of the range
 
 
@@ -33,15 +32,15 @@ def main(steps: int) -> None:
     history = fit_reconstructor(
         model, clean, add_noise(*NOISE), TrainConfig(steps=steps, record_every=100, device="cpu")
     )
-    model.save(FILE)
+    model.save(DENOISER)
     print(
         f"{len(clean)} pictures, {steps} steps, {time.perf_counter() - begin:.0f} s; loss {history['loss'][0]:.4f} to {history['loss'][-1]:.4f}"
     )
     print(
         "ratios of steps",
-        [round(float(ratio), 1) for ratio in model.ratios()],
+        [round(float(ratio.detach()), 1) for ratio in model.ratios()],
         "constant weights",
-        model.bias.exp().tolist(),
+        model.net.bias.exp().tolist(),
     )
 
 

@@ -20,13 +20,18 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+# Of the tutorials, which `tutorials` links to, the pages are those of the list of contents; the others are scripts for the command line.
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "conf.py", "tutorials/demo.py", "tutorials/imaging_neurtv.py"]
 
 html_theme = "sphinx_book_theme"
 html_title = "neurst"
 
-# Notebooks are shown as they are stored: a build never fits anything.
-nb_execution_mode = "off"
+# Tutorials are scripts, which a build executes.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "force"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

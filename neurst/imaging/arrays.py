@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from neurst.core.arguments import plain_array
+from neurst.core.arguments import NONE, number, plain_array
 
+SIGMA = (NONE | number(0)).advised("the standard deviation of the noise in the units of the data")
 MIN_SIDE = 4  # pixels
 MIN_OBSERVED = 16  # observed pixels in each channel
 MIN_COEFFICIENTS = 64  # fewest wavelet coefficients from which a noise level is estimated

@@ -24,7 +24,6 @@ from neurst.core.arguments import (
     POSITIVE,
     SIZE,
     checked,
-    number,
     one_of,
     several,
     shown,
@@ -36,15 +35,13 @@ from neurst.core.heads import Affine
 from neurst.core.lattice import Lattice
 from neurst.core.likelihood import Gaussian
 from neurst.core.nets import Fourier, LowRank, Network, Spline
-from neurst.core.penalty import TGV, Penalty
+from neurst.core.penalty import TGV, Penalty, PredictedTGV
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
 from neurst.core.tuning import LineSearch, choose
-from neurst.imaging.arrays import MIN_SIDE, ROUNDING, as_image, as_mask, noise_level
+from neurst.imaging.arrays import MIN_SIDE, ROUNDING, SIGMA, as_image, as_mask, noise_level
 from neurst.imaging.options import OPTIONS, FitOptions
 from neurst.imaging.pixels import CONFIG, ImageConfig, nats, pixel, pixel_network, pixel_penalty
-
-SIGMA = (NONE | number(0)).advised("the standard deviation of the noise in the units of the picture")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +142,7 @@ def _problem(
         raise ValueError(msg)
     sigma = noise_level(image, mask) if sigma is None else sigma
     network = pixel_network(options.network, image.shape[:2], config)
-    slow = mask is not None or sigma == 0 or penalty.order > 1 or isinstance(penalty, TGV)
+    slow = mask is not None or sigma == 0 or penalty.order > 1 or isinstance(penalty, (TGV, PredictedTGV))
     fit_config = _fit_config(network, math.prod(image.shape[:2]), slow, options, config)
     values = image.reshape(*image.shape[:2], -1).astype(np.float64)
     seen = None if mask is None else mask.reshape(values.shape)

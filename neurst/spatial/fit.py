@@ -12,8 +12,9 @@ A field is a weighted average of predictors: of networks that differ in their pe
 Gaussian process (:mod:`neurst.spatial.gaussian_process`); and of the constant, which is the mean rate of each gene. First, held-out spots decide on
 the strength of each member and on the weights of the average (:mod:`neurst.spatial.tune`). Then the members are fitted to all spots. The latent
 fields are fitted to the most variable genes. The loadings of the other genes on these latents solve a convex problem
-(:mod:`neurst.spatial.loadings`). An average of log-rates has smaller totals than its members, by up to a fifth for genes that vary strongly; a last
-shift of each gene makes the expected total equal to the observed one, as it is at the maximum of a Poisson likelihood. The posterior of the Gaussian process gives the standard deviation of the field (:mod:`neurst.spatial.spread`).
+(:mod:`neurst.spatial.loadings`). An average of log-rates has smaller totals than its members, by up to a fifth for genes that vary strongly; so each
+gene is shifted to an expected total that equals the observed one, as it is at the maximum of a Poisson likelihood. Local structures
+(:mod:`neurst.spatial.local`) are added after that. The posterior of the Gaussian process gives the standard deviation of the field (:mod:`neurst.spatial.spread`).
 All functions here take and return arrays, not AnnData.
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from neurst.core.field import check_round_trip
@@ -183,12 +185,20 @@ def _fit_members(
 
 
 def _predictor(members: list[Member], weights: NDArray, constant: NDArray, data: SpotData) -> Predictor:
-    """Predictors of the average at the spots, by genes."""
-    latents, rest = [member.mean_latent(data) for member in members], 1 - weights.sum()
+    """Predictors of the average at the spots, by genes. With a footprint, the predictors of the mean over each spot."""
+    offsets, rest = data.quadrature(), 1 - weights.sum()
+    shifts = np.zeros((1, data.coords.shape[1])) if offsets is None else offsets.numpy()
+    latents = [[member.field.latent(data.coords + at) for member in members] for at in shifts]
+
+    def at_points(genes: NDArray, at: list[NDArray]) -> NDArray:
+        parts = zip(weights, members, at, strict=True)
+        return rest * constant[genes] + sum(w * (z @ m.loadings[genes].T + m.intercept[genes]) for w, m, z in parts)
 
     def predictor(genes: NDArray) -> NDArray:
-        parts = zip(weights, members, latents, strict=True)
-        return rest * constant[genes] + sum(w * (z @ m.loadings[genes].T + m.intercept[genes]) for w, m, z in parts)
+        each = [at_points(genes, at) for at in latents]
+        if len(each) == 1:
+            return each[0]
+        return members[0].field.likelihood.average(torch.from_numpy(np.stack(each))).numpy()
 
     return predictor
 

@@ -267,7 +267,10 @@ def average_weights(
 def _held_out_scores(
     members: list[list[Member]], weights: NDArray, folds: list[Fold], spec: ExpressionSpec
 ) -> tuple[float, NDArray, NDArray | None]:
-    """Score over all genes, score of each gene, and over-dispersion of each gene: means over the folds."""
+    """Score over all genes, score of each gene, and over-dispersion of each gene: means over the folds.
+
+    The average is scored without the shift of the final fit, so the scores are a little low for genes that vary strongly.
+    """
     found = []
     for k, fold in enumerate(folds):
         most = spec.config.scored_values // len(fold.train.genes)

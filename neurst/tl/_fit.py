@@ -128,7 +128,7 @@ def neurtv_fit(
         Members of the average, one or several. A network is fitted with each total variation of its latent field: ``"nuclear"``
         (:class:`neurst.core.penalty.NuclearTV`: channels share their directions), ``"space_variant"``
         (:class:`neurst.core.penalty.SpaceVariantTV`: weaker at edges and across them), ``"isotropic"``, ``"anisotropic"``, ``"vectorial"``,
-        ``"edge_weighted"``, ``"second_order"``, ``"hessian"`` or ``"tgv"``; or a penalty of :mod:`neurst.core.penalty`. Members without a network are
+        ``"edge_weighted"``, ``"second_order"``, ``"hessian"``, ``"tgv"`` or ``"learned_tgv"`` (in two dimensions); or a penalty of :mod:`neurst.core.penalty`. Members without a network are
         ``"gaussian_process"`` (:class:`neurst.spatial.priors.GaussianProcess`), which also gives the standard deviation, and ``"constant"``, the mean
         rate of each gene. ``"auto"`` is nuclear, space-variant, Gaussian process and constant; on more than 20,000 spots it is without the
         space-variant penalty, to save time.

@@ -9,6 +9,7 @@ from draws import NETWORKS, normal, uniform
 from neurst.core import penalty as tv
 from neurst.core.check import is_homogeneous, vanishes_on_constants
 from neurst.core.jet import Jet, seed
+from neurst.core.lattice import Lattice
 from neurst.core.nets import Siren
 from neurst.core.penalty import PENALTIES, evaluate
 
@@ -148,6 +149,50 @@ def test_wrong_weights_of_tgv_are_named(w1, match):
         tv.WeightedTGV(torch.zeros(2, 2), w1, torch.ones(2))
 
 
+def steps(x):
+    """A step across the first axis, twice as high in the second channel, and no slopes: outputs of TGV for two channels."""
+    step = torch.tanh(20 * x[..., :1])
+    return torch.cat([step, 2 * step, torch.zeros_like(x), torch.zeros_like(x)], -1)
+
+
+ANCHORS = uniform(500, 2, seed=8)
+
+
+@pytest.mark.parametrize(
+    "anchors", [ANCHORS, Lattice(2 * (torch.linspace(-1, 1, 40).double(),))], ids=["points", "lattice"]
+)
+def test_predicted_weights_of_tgv_are_small_at_edges_and_of_the_size_of_constant_ones(anchors):
+    weights = tv.PredictedTGV(nodes=40).refreshed(steps, anchors).weights
+    assert float(weights.w1.mean()) == pytest.approx(1, rel=1e-5)
+    rows = weights.points.points()[:, 0].abs()
+    for weight, most in ((weights.w1, 0.7), (weights.w0, 0.3)):
+        assert weight.min() > 0
+        assert weight[rows < 0.04].mean() < most * weight[rows > 0.4].mean()
+    pitch = weights.points.axes[0].diff()[0]
+    assert 0.3 * pitch < (weights.w0 / weights.w1)[rows > 0.4].median() < 3 * pitch
+
+
+def test_predicted_weights_of_tgv_do_not_depend_on_the_scale_of_the_field_or_on_channels_that_are_constant():
+    penalty = tv.PredictedTGV(nodes=30)
+    one = penalty.refreshed(steps, ANCHORS).weights
+    scaled = penalty.refreshed(lambda x: 5 - 1e3 * steps(x), ANCHORS).weights
+    flat = lambda x: torch.cat(
+        [steps(x)[..., :2], torch.ones_like(x[..., :1]), torch.zeros_like(steps(x)), x[..., :0]], -1
+    )
+    more = penalty.refreshed(lambda x: torch.cat([flat(x), 0 * x], -1)[..., :9], ANCHORS).weights
+    for other in (scaled, more):
+        torch.testing.assert_close(other.w1, one.w1, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(other.w0, one.w0, rtol=1e-3, atol=1e-4)
+
+
+def test_a_constant_field_predicts_no_weights_and_tgv_is_predicted_in_two_dimensions_only():
+    penalty = tv.PredictedTGV()
+    assert penalty.refreshed(lambda x: 0 * steps(x) + 1, ANCHORS) is penalty
+    assert penalty.n_outputs(3, 2) == 9
+    with pytest.raises(ValueError, match="needs 2 coordinates, and there are 3: use 'tgv'"):
+        penalty.n_outputs(1, 3)
+
+
 def test_the_mixed_penalty_takes_every_spatial_axis_against_the_last():
     a, x = symmetric(3), uniform(N, 3)
     first = F.linear(x, a[:, :2].flatten(0, 1)).abs().sum(1).mean()
@@ -160,7 +205,7 @@ def test_the_mixed_penalty_takes_every_spatial_axis_against_the_last():
 
 
 @pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("name", sorted({*PENALTIES} - {"anisotropic", "second_order", "mixed"}))
+@pytest.mark.parametrize("name", sorted({*PENALTIES} - {"anisotropic", "second_order", "mixed", "learned_tgv"}))
 def test_a_rotated_field_costs_the_same(name, d):
     q = torch.linalg.qr(normal(d, d, seed=7)).Q
     penalty, x, anchors = PENALTIES[name](), uniform(N, d), uniform(40, d, seed=4)
@@ -329,6 +374,8 @@ def test_a_combination_of_channels_that_varies_little_costs_more_for_each_unit_o
 def test_a_penalty_has_finite_gradients_in_every_dimension_and_of_every_network(name):
     penalty = PENALTIES[name]()
     for d, network in [*((2, network) for network in NETWORKS), (1, "siren"), (3, "spline")]:
+        if name == "learned_tgv" and d != 2:
+            continue
         net = NETWORKS[network].build(d, penalty.n_outputs(2, d), torch.Generator().manual_seed(0))
         x = uniform(9, d).float()
         for current in (penalty, penalty.refreshed(net, uniform(30, d).float())):

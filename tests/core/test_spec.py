@@ -29,7 +29,11 @@ SPECS = {
             penalty.HessianTV(),
         ),
         *(penalty.HigherOrderTV(order=3), MixedTV(first_order=0.25), TGV(a1=2.0, a0=0.0)),
-        *(SpaceVariantTV(neighbours=5, window=0.5, shared=True), penalty.EdgeWeightedTV(neighbours=5, window=0.0)),
+        *(
+            SpaceVariantTV(neighbours=5, window=0.5, shared=True),
+            penalty.EdgeWeightedTV(neighbours=5, window=0.0),
+            penalty.PredictedTGV(nodes=20, noise=0.1),
+        ),
     ],
 }
 REGISTRIES = {"network": NETWORKS, "penalty": PENALTIES}

@@ -29,7 +29,7 @@ SMALL = LearnedConfig(width=4, free_steps=4, kept_steps=3)
 def trained(config=SMALL):
     """A model whose maps vary in space, though nothing has taught it."""
     model = LearnedTGV(config)
-    torch.nn.init.normal_(model.net.head.weight, std=20.0, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.net.net.head.weight, std=20.0, generator=torch.Generator().manual_seed(0))
     return model.eval()
 
 
@@ -44,10 +44,11 @@ def test_an_untrained_model_is_the_classic_solver(second):
     assert (other is None) != second
 
 
+@pytest.mark.parametrize("first_steps", [0, 10])
 @pytest.mark.parametrize("kind", ["denoising", "Fourier"])
 @pytest.mark.parametrize("unit", ["sigma", "rms"])
-def test_maps_follow_the_scale_of_the_data_and_ignore_their_mean(unit, kind):
-    model = trained(dataclasses.replace(SMALL, unit=unit))
+def test_maps_follow_the_scale_of_the_data_and_ignore_their_mean(unit, kind, first_steps):
+    model = trained(dataclasses.replace(SMALL, unit=unit, first_steps=first_steps))
     a = op.masked_fourier(op.cartesian_mask((16, 20), 2)) if kind == "Fourier" else None
     data = normal(16, 20).numpy()
     data = data if a is None else a.forward(torch.from_numpy(data + 0j)).numpy()
@@ -82,6 +83,43 @@ def test_the_maps_do_not_depend_on_the_phase_of_a_complex_picture():
     np.testing.assert_allclose(model.maps(1j * data, a, sigma=0.3)[0], model.maps(data, a, sigma=0.3)[0], rtol=1e-4)
 
 
+def test_the_network_reads_a_first_solution_with_the_untrained_weights():
+    seen = torch.rand(14, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    a, data = op.pixel_mask(seen.numpy()), normal(14, 12).numpy()
+    data = np.where(seen, data - data[seen].mean(), 0)
+    model = trained(dataclasses.replace(SMALL, first_steps=400, ratio=1.0))
+    first = tgv(data, a, first=0.8, config=SolverConfig(step_tol=1e-5, max_steps=9000), progress=False).image
+    direct = trained(SMALL).eval()
+    rms = np.std(data)  # in both models the unit in which the network reads the picture
+    with torch.no_grad():
+        picture, noise = (
+            torch.from_numpy(np.asarray(x)).float().reshape(1, 1, *np.shape(x) or (1, 1)) for x in (first, 1.0)
+        )
+        expected = direct.net(picture, torch.full_like(noise, rms), noise).exp()[0]
+    found = model.maps(data, a, sigma=1.0)
+    for k in range(2):
+        np.testing.assert_allclose(found[k], expected[k], rtol=0.05)
+
+
+def test_a_network_may_read_the_data_beside_the_first_solution():
+    a, data = op.masked_fourier(op.cartesian_mask((16, 20), 2)), normal(16, 20).numpy() + 0j
+    both = trained(dataclasses.replace(SMALL, first_steps=10, reads_both=True))
+    one = both.maps(data, a, sigma=0.3)[0]
+    weight = both.net.net.down[0][0].weight
+    assert weight.shape[1] == 3
+    weight.data[:, 1] = 0  # blind for A'f
+    assert np.abs(both.maps(data, a, sigma=0.3)[0] - one).max() > 1e-3 * one.mean()
+
+
+def test_complex_data_are_read_with_their_mean():
+    a, model = op.masked_fourier(op.cartesian_mask((16, 16), 2)), trained()
+    k = a.forward(torch.complex(normal(16, 16), normal(16, 16, seed=1)) + 3).to(torch.complex64)
+    sigma, measured = torch.tensor([0.3]), k[None, None]
+    with torch.no_grad():
+        problem, _, _ = model.predicted(measured, a, sigma)
+    np.testing.assert_allclose(model.maps(k.numpy(), a, sigma=0.3)[0], problem.first[0, 0, 0], rtol=1e-4)
+
+
 def test_the_gradient_at_the_minimum_is_that_of_full_unrolling_in_direction():
     noisy, clean = normal(2, 1, 12, 12).float(), torch.zeros(2, 1, 12, 12)
     slopes = []
@@ -91,6 +129,20 @@ def test_the_gradient_at_the_minimum_is_that_of_full_unrolling_in_direction():
         (found - clean).square().mean().backward()
         slopes.append(torch.cat([p.grad.flatten() for p in model.net.parameters()]))
     assert torch.cosine_similarity(*slopes, dim=0) > 0.95
+
+
+def test_what_training_keeps_for_the_gradient_is_small():
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = LearnedTGV()  # 12 steps with a gradient
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = model(normal(6, 1, 64, 64).float(), op.identity((64, 64)), torch.full((6,), 0.4))
+    assert found.requires_grad
+    assert 20e6 < sum(kept.values()) < 200e6  # bytes
 
 
 def steps_picture(n=48):
@@ -119,7 +171,7 @@ def test_the_same_seed_trains_the_same_model():
         states.append(state_of(model))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(
-        LearnedTGV(SMALL, random_state=4).net.down[0][0].weight, LearnedTGV(SMALL).net.down[0][0].weight
+        LearnedTGV(SMALL, random_state=4).net.net.down[0][0].weight, LearnedTGV(SMALL).net.net.down[0][0].weight
     )
 
 
@@ -152,13 +204,14 @@ def test_the_model_of_the_package_denoises_a_photograph_that_it_has_not_seen():
     assert found > score(tgv(noisy, progress=False).image)
     assert found > score(noisy) + 5
     np.testing.assert_array_equal(denoise(clean, method="learned_tgv", sigma=0.0, options=QUIET), clean)
-    weights = pretrained_denoiser().bias
+    weights = pretrained_denoiser().log_ratios
     weights.data += 1.0  # a copy: the model of the package stays as it is
-    assert not torch.equal(weights, pretrained_denoiser().bias)
+    assert not torch.equal(weights, pretrained_denoiser().log_ratios)
 
 
 QUIET, NOISY = FitOptions(progress=False), normal(9, 8).numpy()
 WRONG = {
+    "nothing to read beside": (lambda p: LearnedConfig(reads_both=True), ValueError, "`LearnedConfig.reads_both=True` with `first_steps=0`"),
     "no noise": (lambda p: LearnedTGV(SMALL).reconstruct(NOISY, sigma=0), ValueError, "`sigma=0`: expected"),
     "negative noise": (lambda p: LearnedTGV(SMALL).reconstruct(NOISY, sigma=-1), ValueError, "`sigma=-1`: expected"),
     "NaN": (lambda p: LearnedTGV(SMALL).maps(np.full((3, 3), np.nan)), ValueError, "`data` is not finite"),

@@ -344,11 +344,14 @@ def test_a_fit_finds_the_patterns(make):
 
 
 @each_kind
-def test_expected_totals_over_the_spots_are_the_observed_ones(make):
-    data = known(make())
+@pytest.mark.parametrize("footprint", [None, 8.0])
+def test_expected_totals_over_the_spots_are_the_observed_ones(make, footprint):
+    data = known(dataclasses.replace(make(), footprint=footprint))
     field = fit(data, config=small_config(most_bumps=0), target_sum=1.0).field
-    expected = data.observation.balance(data.mean_rate(), data.observation.intercept(field(data.coords)))
-    np.testing.assert_allclose(expected, 0, atol=1e-5)
+    offsets = [0.0] if footprint is None else disc_quadrature(footprint, 2)
+    mean = np.mean([field(data.coords + at) for at in offsets], axis=0)
+    left = data.observation.balance(data.mean_rate(), data.observation.intercept(mean))
+    np.testing.assert_allclose(left, 0, atol=1e-5)
 
 
 def test_expected_counts_are_those_of_a_spot_with_the_target_sum():
@@ -436,6 +439,13 @@ def test_every_penalty_for_positions_can_be_fitted():
     assert (fitted.history["penalty"].reshape(n - 1, -1)[:, -1] > 0).all()
     assert fitted.field.net.widths[:n] == (4,) * n  # the rank, also for a network with further outputs
     assert [type(network) for network in fitted.field.networks[:n]] == [Siren] * (n - 1) + [Cosine]
+
+
+def test_a_penalty_that_reads_pictures_is_refused_in_three_dimensions():
+    data = counted()
+    coords = np.column_stack([data.coords, np.random.default_rng(0).uniform(0, 40, N)])
+    with pytest.raises(ValueError, match="`penalty='learned_tgv'` .* needs 2 coordinates, and there are 3: use 'tgv'"):
+        fit(dataclasses.replace(data, coords=coords), penalty="learned_tgv")
 
 
 @pytest.mark.parametrize(("n", "rank"), [(4, 20), (6, 3), (40, 20)])

@@ -6,7 +6,7 @@ it needs (:attr:`Penalty.order`, :meth:`Penalty.directions`) and computes its va
 zero is taken as zero; no small constant is added to it. :data:`PENALTIES` maps names to the penalties that need no further input.
 """
 
-from neurst.core.penalty.adaptive import EdgeWeightedTV, SpaceVariantTV, WeightedTGV
+from neurst.core.penalty.adaptive import EdgeWeightedTV, PredictedTGV, SpaceVariantTV, WeightedTGV
 from neurst.core.penalty.base import PENALTIES, Penalty, evaluate
 from neurst.core.penalty.higher_order import TGV, Eikonal, HessianTV, HigherOrderTV, MixedTV
 from neurst.core.penalty.tv import AnisotropicTV, DirectionalTV, IsotropicTV, NuclearTV, VectorialTV, WeightedTV
@@ -24,6 +24,7 @@ __all__ = [
     "MixedTV",
     "NuclearTV",
     "Penalty",
+    "PredictedTGV",
     "SpaceVariantTV",
     "VectorialTV",
     "WeightedTGV",

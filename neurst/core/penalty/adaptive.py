@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurst.core.arguments import FLAG, check_fields, number
+from neurst.core.arguments import FLAG, check_fields, number, whole
 from neurst.core.jet import Jet
 from neurst.core.lattice import Lattice, gaussian_mean
 from neurst.core.penalty.base import PENALTIES, Penalty
-from neurst.core.penalty.higher_order import tgv_terms
+from neurst.core.penalty.higher_order import TGV, tgv_terms
 from neurst.core.penalty.tv import AnisotropicTV, DirectionalTV, IsotropicTV, VectorialTV, WeightedTV
-from neurst.core.tensor_product import jet_at
+from neurst.core.tensor_product import jet_at, value_at
+from neurst.core.weight_net import pretrained_weight_net
 
 
 @PENALTIES.register("space_variant")
@@ -143,6 +144,90 @@ class WeightedTGV(Penalty):
         return (self.w1[:, None] * slope + self.w0[:, None] * bend).sum(-1).mean()
 
 
+@PENALTIES.register("learned_tgv")
+@dataclass(frozen=True)
+class PredictedTGV(Penalty):
+    r"""Total generalised variation whose weights :math:`w_1, w_0` a network predicts from the field: mean of :math:`\sum_c w_1(x) \|\nabla f_c - w_c\|_2 + w_0(x) \|\tfrac12 (\nabla w_c + \nabla w_c^\top)\|_F`.
+
+    At each refresh the field is read on a lattice of pitch h, as a picture. The network of the denoiser that ships with the package
+    (:class:`neurst.core.weight_net.WeightNet`, :cite:p:`Vu2025`) gives weights :math:`L_1, L_0` in pixels, which are small at edges. Then
+
+    .. math:: w_1 = L_1 / \overline{L_1}, \qquad w_0 = h\, L_0 / \overline{L_1},
+
+    where the bar is the mean over the lattice, so that a strength in nats means the same as for constant weights. The logarithms of the weights are averaged over
+    the channels, each with its variance as its weight, and over both signs of a channel, as latent channels have no sign. Before the first
+    refresh the penalty is :class:`TGV` with ``a0 = 4 / nodes``. It is for two coordinates.
+
+    Parameters
+    ----------
+    nodes
+        Nodes of the lattice along the longest side of the box; a picture is read at its pixels instead.
+    noise
+        The noise that the network is told, as a share of the standard deviation of each channel. The larger it is, the higher an edge must be to be one.
+    """
+
+    nodes: int = 64
+    noise: float = 0.1
+
+    def __post_init__(self):
+        check_fields(self, nodes=whole(4), noise=number(0, above=True))
+
+    def n_outputs(self, n_channels: int, d: int) -> int:
+        if d != 2:
+            msg = f"`penalty='learned_tgv'` reads the field as a picture, so it needs 2 coordinates, and there are {d}: use 'tgv'"
+            raise ValueError(msg)
+        return n_channels * (1 + d)
+
+    def at(self, x: Tensor | Lattice) -> Penalty:
+        return TGV(1.0, 4 / self.nodes)
+
+    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
+        lattice = x if isinstance(x, Lattice) else self._lattice(x)
+        with torch.no_grad():
+            values = value_at(field, lattice if isinstance(x, Lattice) else lattice.points())
+            values = values[:, : values.shape[1] // (1 + lattice.ndim)]
+            pictures = values.T.reshape(-1, 1, *lattice.shape).float()
+            variance = pictures.std((1, 2, 3), correction=0, keepdim=True).square()
+            varies = variance[:, 0, 0, 0] > 0
+            if not varies.any():  # a field that is constant has no edges
+                return self
+            pictures, variance = pictures[varies], variance[varies]
+            net, sd = pretrained_weight_net(), variance.sqrt().cpu()
+            logs = sum(net(sign * pictures.cpu(), sd, self.noise * sd) for sign in (1, -1)) / 2
+            share = variance.cpu() / variance.cpu().sum()
+            first, second = (share * logs).sum(0).exp().flatten(1).to(values)
+        return Predicted(self, WeightedTGV(lattice, first / first.mean(), _pitch(lattice) * second / first.mean()))
+
+    def __call__(self, f: Jet) -> Tensor:
+        raise _differs_in_space(self)
+
+    def _lattice(self, x: Tensor) -> Lattice:
+        low, high = x.amin(0), x.amax(0)
+        sides = (high - low).tolist()
+        shape = [max(4, round(self.nodes * side / (max(sides) or 1.0))) for side in sides]
+        return Lattice(tuple(torch.linspace(a, b, n).to(x) for a, b, n in zip(low, high, shape, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted(Penalty):
+    """:class:`PredictedTGV` after a refresh, with the weights that were predicted; `spec` is the penalty from which the next refresh starts."""
+
+    spec: PredictedTGV
+    weights: WeightedTGV
+
+    def n_outputs(self, n_channels: int, d: int) -> int:
+        return self.spec.n_outputs(n_channels, d)
+
+    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
+        return self.spec.refreshed(field, x)
+
+    def at(self, x: Tensor | Lattice) -> WeightedTGV:
+        return self.weights.at(x)
+
+    def __call__(self, f: Jet) -> Tensor:
+        raise _differs_in_space(self.spec)
+
+
 @dataclass(frozen=True, eq=False)
 class Adapted(Penalty):
     """An adaptive penalty after a refresh, with weights, and possibly directions, at the points of the refresh.
@@ -187,6 +272,13 @@ def _differs_in_space(penalty: Penalty) -> TypeError:
     return TypeError(
         f"{type(penalty).__name__} differs from point to point: use `evaluate(penalty, field, x)`, or `penalty.at(x)` first"
     )
+
+
+def _pitch(lattice: Lattice) -> float:
+    """Distance between neighbouring nodes along the longest side."""
+    sides = [(float(axis[-1] - axis[0]), max(len(axis) - 1, 1)) for axis in lattice.axes]
+    length, steps = max(sides)
+    return length / steps or 1.0
 
 
 def _gradients(field: Callable, x: Tensor | Lattice) -> Tensor:  # -> (N, C, d)

@@ -24,8 +24,9 @@ from neurst.core.arguments import (
     warn,
 )
 from neurst.core.progress import StepCounter, progress_bar
+from neurst.imaging.arrays import SIGMA
 from neurst.imaging.operators import Operator
-from neurst.imaging.tgv.measured import OPERATOR, SIGMA, Measured
+from neurst.imaging.tgv.measured import OPERATOR, Measured
 from neurst.imaging.tgv.problem import NORMS, Problem, State
 from neurst.imaging.tgv.solver import SOLVER, SolverConfig, solve
 from neurst.imaging.tgv.strength import RULES, chosen_strength

@@ -10,10 +10,8 @@ import dataclasses
 import functools
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
@@ -29,14 +27,15 @@ from neurst.core.arguments import (
     whole,
 )
 from neurst.core.progress import StepCounter, progress_bar
+from neurst.core.weight_net import DENOISER, WeightNet
+from neurst.imaging.arrays import SIGMA
 from neurst.imaging.operators import Operator
-from neurst.imaging.tgv.measured import OPERATOR, SIGMA, Measured
-from neurst.imaging.tgv.problem import Problem, Ratios
+from neurst.imaging.tgv.measured import OPERATOR, Measured, nearest_constant
+from neurst.imaging.tgv.problem import Problem, Ratios, State
 from neurst.imaging.tgv.solver import SOLVER, SolverConfig, solve
 
 KIND = "learned_tgv"  # of a saved file
 FORMAT = 1  # of its content; raise it when the layout changes
-LEAK = 0.1  # slope of the leaky rectifier at negative values
 LEAST_CONTRAST = 1e-3  # least standard deviation of a picture, in units of the noise
 # after which denoised pictures hardly change; weights that are small at edges make the duality gap loose
 DENOISING_STEPS = 200
@@ -56,6 +55,11 @@ class LearnedConfig:
         Weights are at most ``exp(log_range)`` times larger or smaller than those of an untrained network.
     first_start, second_start
         The weights of an untrained network, in the unit below.
+    first_steps
+        Steps of the solver with the weights of an untrained network, after which the network reads the picture, and from which the solver goes on. 0 where
+        :math:`A^\top f` shows the structures, as in denoising.
+    reads_both
+        Whether the network reads :math:`A^\top f` beside the picture of the first steps, as it shows how the data are incomplete.
     unit
         What weights are multiples of: ``"sigma"``, the noise times the norm of A; or ``"rms"``, the standard deviation of :math:`A^\top f`, where the noise does not set their scale.
     free_steps, kept_steps
@@ -72,6 +76,8 @@ class LearnedConfig:
     log_range: float = 4.0
     first_start: float = 0.8
     second_start: float = 1.6
+    first_steps: int = 0
+    reads_both: bool = False
     unit: str = "sigma"
     free_steps: int = 60
     kept_steps: int = 12
@@ -82,52 +88,26 @@ class LearnedConfig:
         if self.unit not in ("sigma", "rms"):
             msg = f"`LearnedConfig.unit={shown(self.unit)}`: expected 'sigma' or 'rms'"
             raise ValueError(msg)
-        check_fields(self, slopes=FLAG, depth=whole(0), free_steps=whole(0), relaxation=number(1, 1.99))
-
-
-class UNet(nn.Module):
-    """A small convolutional network from (B, n_in, H, W) to (B, n_out, H, W), for pictures of any size."""
-
-    def __init__(self, n_in: int, n_out: int, width: int, depth: int):
-        super().__init__()
-        sizes = [width * 2**k for k in range(depth + 1)]
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip([n_in, *sizes], sizes, strict=False))
-        pairs = list(zip(sizes[::-1], sizes[-2::-1], strict=False))
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairs)
-        self.up = nn.ModuleList(_block(2 * b, b) for _, b in pairs)
-        self.head = nn.Conv2d(width, n_out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape, multiple = x.shape[-2:], 2 ** len(self.up)
-        missing = [-n % multiple for n in shape]
-        x = F.pad(x, (0, missing[1], 0, missing[0]), mode="replicate")
-        kept = []
-        for k, block in enumerate(self.down):
-            x = block(x if k == 0 else F.avg_pool2d(x, 2))
-            kept.append(x)
-        for shrink, block, skip in zip(self.shrink, self.up, kept[-2::-1], strict=True):
-            x = F.interpolate(shrink(x), scale_factor=2, mode="bilinear", align_corners=False)
-            x = block(torch.cat([x, skip], 1))
-        return self.head(x)[..., : shape[0], : shape[1]]
-
-
-def _block(n_in: int, n_out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for n in (n_in, n_out):
-        layers += [nn.Conv2d(n, n_out, 3, padding=1, padding_mode="replicate"), nn.LeakyReLU(LEAK)]
-    return nn.Sequential(*layers)
+        check_fields(
+            self,
+            slopes=FLAG,
+            reads_both=FLAG,
+            depth=whole(0),
+            first_steps=whole(0),
+            free_steps=whole(0),
+            relaxation=number(1, 1.99),
+        )
+        if self.reads_both and not self.first_steps:
+            msg = "`LearnedConfig.reads_both=True` with `first_steps=0`: expected `first_steps`, such as 60, after which there are two pictures to read"
+            raise ValueError(msg)
 
 
 class LearnedTGV(nn.Module):
     r"""A solver of total generalised variation with weights that a network predicts for each pixel.
 
-    With :math:`x_0` the picture :math:`A^\top f`, for A of norm 1, m its mean, r its standard deviation and h the output of the network for
-    :math:`(x_0 - m) / r` and :math:`\log(\sigma / r)`,
-
-    .. math:: L_i = \mathrm{unit} \cdot \exp(c \tanh(h_i / c) + b_i).
-
-    The last layer starts at 0, so the untrained model has the constant weights exp(b). If data and noise are scaled, or the data are shifted, the weights scale
-    with them and the picture follows. Channels, and the modulus of a complex picture, go through the network one by one; the mean of their log-weights, times the square root of
+    The logarithms of the weights, in a unit, are those that :class:`neurst.core.weight_net.WeightNet` reads off the picture :math:`A^\top f`, for A of norm 1, or off
+    the picture of a first solution with constant weights. An untrained model has the constant weights of its configuration. If data and noise are scaled, the weights scale
+    with them and the picture follows; so it does if a constant is added to a real picture. Channels, and the modulus of a complex picture, go through the network one by one; the mean of their log-weights, times the square root of
     their number, is used for all.
 
     Parameters
@@ -153,30 +133,56 @@ class LearnedTGV(nn.Module):
         starts = (config.first_start, config.second_start) if config.slopes else (config.first_start,)
         with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
             torch.manual_seed(random_state)
-            self.net = UNet(2, len(starts), config.width, config.depth)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
-        self.bias = nn.Parameter(torch.tensor(starts).log())
+            self.net = WeightNet(starts, config.width, config.depth, config.log_range, 1 + config.reads_both)
+        self.register_buffer("log_starts", torch.tensor(starts).log(), persistent=False)
         self.log_ratios = nn.Parameter(torch.tensor([config.ratio, config.ratio, 3.0]).log())
 
-    def problem(self, data: Tensor, operator: Operator, sigma: Tensor) -> Problem:
-        r"""The problem with predicted weights, for data (B, C, \*data_shape) and noise levels (B,), both divided by the norm of the operator."""
+    def predicted(self, data: Tensor, operator: Operator, sigma: Tensor) -> tuple[Problem, State, Tensor]:
+        r"""The problem with predicted weights, the state from which its solution starts, and what is added to the solution.
+
+        Data (B, C, \*data_shape) and noise levels (B,) are both divided by the norm of the operator. Then the constant picture whose data are nearest to them,
+        which is added to the solution, is taken off. The modulus of complex pictures is read with this constant.
+        """
         config, norm = self.config, operator.norm
         operator, data, sigma = operator.normalised(), data / norm, sigma / norm
+        mean = nearest_constant(operator, data)  # (B, C, 1, 1)
+        constant = operator.forward(mean.expand(*mean.shape[:2], *operator.shape))
+        data = data - constant
         u = operator.adjoint(data)
-        pictures = (u.abs() if u.is_complex() else u).flatten(0, 1)[:, None].to(self.bias.dtype)  # (B C, 1, H, W)
-        rms = pictures.std((1, 2, 3), correction=0, keepdim=True)
-        noise = sigma.to(pictures).repeat_interleave(u.shape[1])[:, None, None, None]
+        visible = mean if u.is_complex() else torch.zeros_like(mean)
+        pictures = shown = self._shown(u + (operator.adjoint(constant) if u.is_complex() else 0))
+        rms = shown.std((1, 2, 3), correction=0, keepdim=True)
+        noise = sigma.to(shown).repeat_interleave(u.shape[1])[:, None, None, None]
         rms = torch.maximum(rms, LEAST_CONTRAST * noise)
-        level = (noise / rms).log().expand_as(pictures)
-        h = self.net(torch.cat([(pictures - pictures.mean((1, 2, 3), keepdim=True)) / rms, level], 1))
-        h = config.log_range * torch.tanh(h / config.log_range) + self.bias[:, None, None]
         unit = noise if config.unit == "sigma" else rms
-        mean = lambda x: x.unflatten(0, u.shape[:2]).mean(1)  # over channels
-        # the noise in the norm of the differences of C channels grows as the root of C
-        weights = u.shape[1] ** 0.5 * mean(unit) * mean(h).exp()
-        maps = [each[:, None, None].to(u.real.dtype) for each in weights.unbind(1)]  # (B, 1, 1, H, W)
-        return Problem(data, operator, *maps) if config.slopes else Problem(data, operator, maps[0], None)
+
+        def problem(h: Tensor) -> Problem:
+            mean = lambda x: x.unflatten(0, u.shape[:2]).mean(1)  # over channels
+            # the noise in the norm of the differences of C channels grows as the root of C
+            weights = u.shape[1] ** 0.5 * mean(unit) * mean(h).exp()
+            maps = [each[:, None, None].to(u.real.dtype) for each in weights.unbind(1)]  # (B, 1, 1, H, W)
+            return Problem(data, operator, *maps) if config.slopes else Problem(data, operator, maps[0], None)
+
+        start = None
+        if config.first_steps:
+            with torch.no_grad():
+                first = problem(self.log_starts[:, None, None].expand(len(shown), -1, *u.shape[-2:]))
+                start = self._advanced(first, first.start(), config.first_steps)
+            pictures = self._shown(start.u + visible)
+        pictures = torch.cat([pictures, shown], 1) if config.reads_both else pictures
+        found = problem(self.net(pictures, rms, noise))
+        return found, start or found.start(), mean
+
+    def _shown(self, u: Tensor) -> Tensor:  # -> (B C, 1, H, W)
+        """What the network reads of pictures (B, C, H, W)."""
+        return (u.abs() if u.is_complex() else u).flatten(0, 1)[:, None].to(self.log_starts.dtype)
+
+    def _advanced(self, problem: Problem, state: State, steps: int) -> State:
+        """A state some steps further, with the learned ratios."""
+        sizes = problem.step_sizes(self.ratios(), self.config.relaxation)
+        for _ in range(steps):
+            state = problem.advance(state, sizes, self.config.relaxation)
+        return state
 
     def ratios(self) -> Ratios:
         """The learned ratios of steps."""
@@ -184,15 +190,10 @@ class LearnedTGV(nn.Module):
 
     def forward(self, data: Tensor, operator: Operator, sigma: Tensor) -> Tensor:  # -> (B, C, H, W)
         """Pictures after the steps of training: those without, then those with a gradient."""
-        problem, config = self.problem(data, operator, sigma), self.config
-        sizes = problem.step_sizes(self.ratios(), config.relaxation)
+        problem, state, mean = self.predicted(data, operator, sigma)
         with torch.no_grad():
-            state = problem.start()
-            for _ in range(config.free_steps):
-                state = problem.advance(state, sizes, config.relaxation)
-        for _ in range(config.kept_steps):
-            state = problem.advance(state, sizes, config.relaxation)
-        return state.u
+            state = self._advanced(problem, state, self.config.free_steps)
+        return self._advanced(problem, state, self.config.kept_steps).u + mean
 
     def reconstruct(
         self,
@@ -221,11 +222,11 @@ class LearnedTGV(nn.Module):
         """
         config = config if config is None else SOLVER("config", config)
         measured = Measured.read(data, OPERATOR("operator", operator))
-        problem = self._problem(measured, sigma)
+        problem, start = self._predicted(measured, sigma)
         fixed = config is None and problem.operator.is_identity
         config = SolverConfig(max_steps=DENOISING_STEPS) if fixed else config or SolverConfig()
         with progress_bar(FLAG("progress", progress)) as on_progress:
-            solved = solve(problem, config, counter=StepCounter(on_progress))
+            solved = solve(problem, config, start=start, counter=StepCounter(on_progress))
         if not (solved.converged or fixed):
             warn(
                 f"the solver stopped after {solved.steps} steps without reaching its tolerance: raise `max_steps` of `config`, or its tolerance"
@@ -237,21 +238,24 @@ class LearnedTGV(nn.Module):
     ) -> tuple[NDArray, NDArray | None]:
         """The predicted weights, `first` and `second` of :func:`neurst.imaging.tgv.tgv`: (H, W), or (B, H, W) for a batch; `second` is None for total variation."""
         measured = Measured.read(data, OPERATOR("operator", operator))
-        problem = self._problem(measured, sigma)
+        problem, _ = self._predicted(measured, sigma)
         maps = [m if m is None else measured.weight * m[:, 0, 0].numpy() for m in (problem.first, problem.second)]
         first, second = (m if m is None or measured.extra == 2 else m[0] for m in maps)
         return first, second
 
-    def _problem(self, measured: Measured, sigma: float | None) -> Problem:
+    def _predicted(self, measured: Measured, sigma: float | None) -> tuple[Problem, State]:
         sigma = SIGMA("sigma", sigma)
         sigma = measured.noise_level() if sigma is None else sigma
         if not sigma > 0:
             msg = f"`sigma={sigma:g}`: expected the standard deviation of noise that is there; data without noise need no smoothing"
             raise ValueError(msg)
+        data, operator, noise = measured.batch, measured.operator, sigma / measured.noise
+        if data.is_complex():  # whose modulus is read with its mean
+            mean = (measured.mean / measured.scale).to(data.dtype)
+            data = data + operator.forward(mean.expand(*mean.shape[:2], *operator.shape))
         with torch.no_grad():
-            return self.problem(
-                measured.batch, measured.operator, torch.full((len(measured.batch),), sigma / measured.noise)
-            )
+            problem, start, _ = self.predicted(data, operator, torch.full((len(data),), noise))
+        return dataclasses.replace(problem, data=measured.batch), start
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one file, which :meth:`load` reads."""
@@ -274,8 +278,11 @@ class LearnedTGV(nn.Module):
         try:
             model = cls(LearnedConfig(**content["config"]))
             model.load_state_dict({name: torch.from_numpy(value) for name, value in content["weights"].items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            msg = f"`path={str(path)!r}` is not a complete model ({type(error).__name__}: {error})"
+            if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+                msg = "some of its weights are not finite"
+                raise RuntimeError(msg)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            msg = f"`path={str(path)!r}` is not a complete model ({type(error).__name__}: {error}): write it again with `LearnedTGV.save`"
             raise ValueError(msg) from None
         return model.eval()
 
@@ -295,4 +302,4 @@ def pretrained_denoiser() -> LearnedTGV:
 
 @functools.cache
 def _shipped() -> LearnedTGV:
-    return LearnedTGV.load(Path(__file__).with_name("denoiser.safetensors"))
+    return LearnedTGV.load(DENOISER)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurst.core.arguments import NONE, instance, number, plain_array
+from neurst.core.arguments import NONE, instance, plain_array
 from neurst.core.check import adjoints_match
 from neurst.imaging.arrays import noise_level
 from neurst.imaging.operators import Operator, identity
@@ -19,7 +19,6 @@ from neurst.imaging.tgv.problem import State
 OPERATOR = (NONE | instance(Operator, "a `neurst.imaging.operators.Operator`")).advised(
     "None is denoising; make one with a function of `neurst.imaging.operators`"
 )
-SIGMA = (NONE | number(0)).advised("the standard deviation of the noise in the units of the data")
 POWER_STEPS = 3  # of the power method, which find a stated norm that is much too small
 
 
@@ -86,11 +85,10 @@ class Measured:
         batch = torch.from_numpy(np.array(values, order="C"))
         _check(operator, batch.dtype)
         like = torch.complex128 if batch.is_complex() else torch.float64
-        one = operator.forward(torch.ones(operator.shape, dtype=batch.dtype)).to(like)
+        like = torch.complex128 if batch.is_complex() else torch.float64
         exact = batch.to(like)
-        axes = tuple(range(2, batch.ndim))
-        mean = (one.conj() * exact).sum(axes, keepdim=True) / one.abs().square().sum().clamp_min(torch.finfo(like).tiny)
-        centred = exact - mean * one
+        mean = nearest_constant(operator, exact)
+        centred = exact - operator.forward(mean.expand(*mean.shape[:2], *operator.shape))
         scale = float(centred.abs().max()) / operator.norm or 1.0
         return cls(
             (centred / (operator.norm * scale)).to(batch.dtype),
@@ -98,7 +96,7 @@ class Measured:
             extra,
             operator.norm,
             scale,
-            mean.reshape(*mean.shape[:2], 1, 1),
+            mean,
         )
 
     @property
@@ -168,6 +166,13 @@ def _numbers(data: Any) -> NDArray:
     if values.dtype.kind == "f":
         return values.astype(np.float32 if single else np.float64, copy=False)
     return values.astype(np.complex64 if single else np.complex128, copy=False)
+
+
+def nearest_constant(operator: Operator, data: Tensor) -> Tensor:  # -> (B, C, 1, 1)
+    """The constant picture whose data are nearest to data (B, C, ...) in the sense of least squares."""
+    one = operator.forward(torch.ones(operator.shape, dtype=data.dtype, device=data.device))
+    product = (one.conj() * data).flatten(2).sum(2)[..., None, None]
+    return product / one.abs().square().sum().clamp_min(torch.finfo(data.dtype).tiny)
 
 
 def _check(operator: Operator, dtype: torch.dtype) -> None:

@@ -116,7 +116,7 @@ def fit_reconstructor(
 
     def loss(model: LearnedTGV, drawn: tuple) -> Tensor:
         clean, data, operator, sigma = drawn
-        device = model.bias.device
+        device = model.log_ratios.device
         found = model(data.to(device), operator, sigma.to(device))
         error = (found - clean.to(device)).abs().square().mean((1, 2, 3))
         unit = sigma if model.config.unit == "sigma" else clean.std().clamp_min(LEAST_CONTRAST * sigma)
