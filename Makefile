@@ -43,7 +43,7 @@ format: .venv/.test
 	$(BIN)/ruff format .
 
 docs: .venv/.doc
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv build dist docs/_build docs/generated demo_output .pytest_cache .ruff_cache
