@@ -42,8 +42,9 @@ format: .venv/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages show the figures of the tutorials.
 docs: .venv/.doc
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	MPLBACKEND=module://matplotlib_inline.backend_inline OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv build dist docs/_build docs/generated demo_output .pytest_cache .ruff_cache

@@ -26,7 +26,7 @@ FOLDER = Path(os.environ.get("NEURST_DATA", "."), "mr")
 COIL_SPEEDS, SPEEDS, NOISES = (4, 6), (4, 8), (0.05, 0.1, 0.2)
 SLICES = (2, 5, 8, 11)  # of the twelve of the test head
 WEIGHTS = (0.003, 0.006, 0.012, 0.024, 0.048, 0.096)  # first weights, for pictures in [0, 1]
-COIL_WEIGHTS = (0.0002, 0.0005, 0.0012, 0.003)  # the same, for the measured head
+COIL_WEIGHTS = (0.003, 0.006, 0.012, 0.024)  # the same, for the measured head
 SECOND = 2.0  # second weight in units of the first
 EXACT = SolverConfig(max_steps=1000)
 MODELS = {"learned TV": (False, 1000), "learned TGV": (True, 600)}  # whether there is a second term, and the updates
