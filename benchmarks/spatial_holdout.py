@@ -60,13 +60,10 @@ TOO_MANY_SPOTS = {
 SEEDS = (0, 1, 2)
 LAMS = [20.0, 60.0, 180.0, 540.0, 1620.0, 4860.0]
 PENALTIES = ("nuclear", "space_variant", "isotropic", "hessian", "tgv")
-LEARNED_SECTIONS = (  # each platform once, of up to 2,000 spots
+LEARNED_SECTIONS = (  # of different platforms
     "st_mob_rep11",
     "st_mouse_hippocampus_4sections",
     "slideseqv2_hippocampus_dentate_1052",
-    "starmap_visual_cortex_BY3_1k",
-    "merfish_motor_cortex_gaston",
-    "st_her2_patientA",
 )
 LEARNED = ("tgv", "learned_tgv", "space_variant")  # compared on three seeds
 PENALTY = {"nuclear": "nuclear", "space_variant": "space-variant", "auto": "average"}
