@@ -35,7 +35,7 @@ from neurst.core.heads import Affine
 from neurst.core.lattice import Lattice
 from neurst.core.likelihood import Gaussian
 from neurst.core.nets import Fourier, LowRank, Network, Spline
-from neurst.core.penalty import TGV, Penalty, PredictedTGV
+from neurst.core.penalty import TGV, Penalty
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.core.samples import Samples
 from neurst.core.tuning import LineSearch, choose
@@ -142,7 +142,7 @@ def _problem(
         raise ValueError(msg)
     sigma = noise_level(image, mask) if sigma is None else sigma
     network = pixel_network(options.network, image.shape[:2], config)
-    slow = mask is not None or sigma == 0 or penalty.order > 1 or isinstance(penalty, (TGV, PredictedTGV))
+    slow = mask is not None or sigma == 0 or penalty.order > 1 or penalty.n_outputs(1, 2) > 1
     fit_config = _fit_config(network, math.prod(image.shape[:2]), slow, options, config)
     values = image.reshape(*image.shape[:2], -1).astype(np.float64)
     seen = None if mask is None else mask.reshape(values.shape)

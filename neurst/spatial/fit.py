@@ -104,11 +104,12 @@ def fit_tuned(
     known = data.take_genes(informative)
     members, weights, spread = _fit_members(known, spec, tuning, data.box, counter)
     target_sum = data.observation.target_sum() if target_sum is None else target_sum
-    constant = data.observation.intercept(data.mean_rate())
+    rate, genes = data.mean_rate(), np.arange(len(informative))
+    constant = data.observation.intercept(rate)
     predictor = _predictor(members, weights, constant[informative], known)
     shift = np.concatenate(
         [
-            data.observation.balance(known.mean_rate()[part], predictor(np.arange(len(informative))[part]))
+            data.observation.balance(rate[informative[part]], predictor(genes[part]))
             for part in gene_chunks(known.values.shape)
         ]
     )

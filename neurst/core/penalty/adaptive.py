@@ -58,8 +58,13 @@ class SpaceVariantTV(Penalty):
         size, d = size.clamp_min(0).sqrt().mean(0), g.shape[-1]
         a = size[:-1].mean() / size[-1] if d > 1 and size[-1] > 0 else size.new_ones(())
         factor = torch.cat([(2 - a).expand(d - 1), a[None]])
-        along = factor[:, None, None] * frame.permute(2, 0, 1)
-        return Adapted(self, x, _edge_weight(tensors), along, metric)
+        along, weight = factor[:, None, None] * frame.permute(2, 0, 1), _edge_weight(tensors)
+
+        def here(points: Tensor | Lattice) -> Penalty:
+            near = _nearest(points, x)
+            return DirectionalTV(along[:, near], weight[near], metric)
+
+        return Adapted(self, here)
 
     def at(self, x: Tensor | Lattice) -> Penalty:
         return VectorialTV() if self.shared else AnisotropicTV()
@@ -86,8 +91,8 @@ class EdgeWeightedTV(Penalty):
         check_fields(self, window=number(0))
 
     def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
-        tensors = _structure_tensors(_gradients(field, x), x, self.neighbours, self.window)
-        return Adapted(self, x, _edge_weight(tensors))
+        weight = _edge_weight(_structure_tensors(_gradients(field, x), x, self.neighbours, self.window))
+        return Adapted(self, lambda points: WeightedTV(weight[_nearest(points, x)]))
 
     def at(self, x: Tensor | Lattice) -> Penalty:
         return IsotropicTV()
@@ -196,12 +201,14 @@ class PredictedTGV(Penalty):
             logs = sum(net(sign * pictures.cpu(), sd, self.noise * sd) for sign in (1, -1)) / 2
             share = variance.cpu() / variance.cpu().sum()
             first, second = (share * logs).sum(0).exp().flatten(1).to(values)
-        return Predicted(self, WeightedTGV(lattice, first / first.mean(), _pitch(lattice) * second / first.mean()))
+        weighted = WeightedTGV(lattice, first / first.mean(), _pitch(lattice) * second / first.mean())
+        return Adapted(self, weighted.at)
 
     def __call__(self, f: Jet) -> Tensor:
         raise _differs_in_space(self)
 
     def _lattice(self, x: Tensor) -> Lattice:
+        """The bounding box of points."""
         low, high = x.amin(0), x.amax(0)
         sides = (high - low).tolist()
         shape = [max(4, round(self.nodes * side / (max(sides) or 1.0))) for side in sides]
@@ -209,48 +216,19 @@ class PredictedTGV(Penalty):
 
 
 @dataclass(frozen=True, eq=False)
-class Predicted(Penalty):
-    """:class:`PredictedTGV` after a refresh, with the weights that were predicted; `spec` is the penalty from which the next refresh starts."""
-
-    spec: PredictedTGV
-    weights: WeightedTGV
-
-    def n_outputs(self, n_channels: int, d: int) -> int:
-        return self.spec.n_outputs(n_channels, d)
-
-    def refreshed(self, field: Callable, x: Tensor | Lattice) -> Penalty:
-        return self.spec.refreshed(field, x)
-
-    def at(self, x: Tensor | Lattice) -> WeightedTGV:
-        return self.weights.at(x)
-
-    def __call__(self, f: Jet) -> Tensor:
-        raise _differs_in_space(self.spec)
-
-
-@dataclass(frozen=True, eq=False)
 class Adapted(Penalty):
-    """An adaptive penalty after a refresh, with weights, and possibly directions, at the points of the refresh.
+    """An adaptive penalty after a refresh.
 
     Parameters
     ----------
     spec
         The penalty before the refresh, from which the next refresh starts.
-    points
-        (M, d) points or lattice of the refresh.
-    weight
-        (M,) weights.
-    along
-        (d, M, d) directions, the last one across edges; None for an isotropic penalty.
-    metric
-        (C, C) as in :class:`neurst.core.penalty.DirectionalTV`.
+    here
+        From points to the penalty there, with the weights and directions that were found.
     """
 
     spec: Penalty
-    points: Tensor | Lattice
-    weight: Tensor
-    along: Tensor | None = None
-    metric: Tensor | None = None
+    here: Callable[[Tensor | Lattice], Penalty]
 
     def n_outputs(self, n_channels: int, d: int) -> int:
         return self.spec.n_outputs(n_channels, d)
@@ -259,10 +237,7 @@ class Adapted(Penalty):
         return self.spec.refreshed(field, x)
 
     def at(self, x: Tensor | Lattice) -> Penalty:
-        near = _nearest(x, self.points)
-        if self.along is None:
-            return WeightedTV(self.weight[near])
-        return DirectionalTV(self.along[:, near], self.weight[near], self.metric)
+        return self.here(x)
 
     def __call__(self, f: Jet) -> Tensor:
         raise _differs_in_space(self.spec)
