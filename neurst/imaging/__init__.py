@@ -8,6 +8,7 @@ from neurst.imaging.cubes import CubeConfig, DenoisedCube, denoise_cube
 from neurst.imaging.images import denoise, fit_image, inpaint, upsample
 from neurst.imaging.options import FitOptions
 from neurst.imaging.pixels import ImageConfig
+from neurst.imaging.plug_and_play import PlugAndPlayConfig, plug_and_play
 from neurst.imaging.surface import Surface, SurfaceConfig, fit_surface
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FitOptions",
     "ImageConfig",
     "LineSearch",
+    "PlugAndPlayConfig",
     "Surface",
     "SurfaceConfig",
     "denoise",
@@ -28,6 +30,7 @@ __all__ = [
     "inpaint",
     "load_field",
     "metrics",
+    "plug_and_play",
     "recover_attributes",
     "upsample",
 ]
