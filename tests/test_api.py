@@ -21,8 +21,9 @@ VERBS = {
 }
 # arguments that are something else in each verb that has them
 OWN = {"adata", "ax", "key_added", "path", "query"}
-# what is drawn, and the name of scores
+# what is drawn, and the name of scores; a range of noise levels, and the strength of a denoiser
 EXCEPTIONS = {
+    ("neurst.imaging.fit_lofi", "sigma"), ("neurst.imaging.plug_and_play", "sigma"),
     ("neurst.pl.superres", "genes"), ("neurst.pl.superres", "layer"), ("neurst.pl.gradient", "genes"), ("neurst.pl.holdout_score", "key"),
 }  # fmt: skip
 # pixels that are filled or divided are taken as exact

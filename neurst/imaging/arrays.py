@@ -30,19 +30,28 @@ def as_image(image: Any) -> np.ndarray:  # (H, W) or (H, W, C)
     if np.ma.is_masked(image):
         msg = f"`image` is a masked array with {np.ma.count_masked(image)} masked entries: use `inpaint(image.data, mask=~image.mask)`"
         raise ValueError(msg)
-    image = plain_array("image", image, advice="pass (H, W), or (H, W, C) with the channels last")
+    image = unscaled_image("image", image)
+    return image if image.dtype.kind == "f" else image / largest_value(image)
+
+
+def unscaled_image(name: str, image: Any) -> np.ndarray:  # (H, W) or (H, W, C)
+    """A picture in its own type, not copied. Raises as :func:`as_image`."""
+    image = plain_array(name, image, advice="pass (H, W), or (H, W, C) with the channels last")
     if image.ndim not in (2, 3) or 0 in image.shape:
-        msg = f"`image` has shape {image.shape}: expected (H, W), or (H, W, C) with the channels last"
+        msg = f"`{name}` has shape {image.shape}: expected (H, W), or (H, W, C) with the channels last"
         raise ValueError(msg)
     if min(image.shape[:2]) < MIN_SIDE:
-        msg = f"`image` has shape {image.shape}: a field needs at least {MIN_SIDE} pixels along each side; channels stand last"
+        msg = f"`{name}` has shape {image.shape}: a field needs at least {MIN_SIDE} pixels along each side; channels stand last"
         raise ValueError(msg)
-    if image.dtype.kind in "bu":
-        return image / (1.0 if image.dtype == bool else np.iinfo(image.dtype).max)
-    if image.dtype.kind != "f":
-        msg = f"`image` holds {image.dtype}: expected floats, or unsigned integers, which are scaled to [0, 1]; convert it with `.astype(float)`"
+    if image.dtype.kind not in "buf":
+        msg = f"`{name}` holds {image.dtype}: expected floats, or unsigned integers, which are scaled to [0, 1]; convert it with `.astype(float)`"
         raise TypeError(msg)
     return image
+
+
+def largest_value(image: np.ndarray) -> float:
+    """The number that is scaled to 1: the largest one of unsigned integers, and 1 for other types."""
+    return float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
 
 
 def as_mask(mask: Any, image: np.ndarray) -> np.ndarray | None:

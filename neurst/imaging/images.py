@@ -263,7 +263,7 @@ def _read(field: FittedField, lattice: Lattice, like: np.ndarray, rows: int = 2*
     return values.reshape(shape).numpy().astype(np.result_type(like.dtype, np.float32), copy=False)
 
 
-@checked(image=ANYTHING, method=one_of("neurtv", "learned_tgv"), sigma=SIGMA, options=OPTIONS, config=CONFIG)
+@checked(image=ANYTHING, method=one_of("neurtv", "learned_tgv", "lofi"), sigma=SIGMA, options=OPTIONS, config=CONFIG)
 def denoise(
     image: np.ndarray,
     *,
@@ -279,10 +279,11 @@ def denoise(
     image
         As in :func:`fit_image`.
     method
-        ``"neurtv"`` fits a field to the picture, which takes seconds. ``"learned_tgv"`` minimises total generalised variation with weights that a
-        network, trained on photographs, predicts for each pixel (:class:`neurst.imaging.tgv.LearnedTGV`), which takes less than a second.
+        ``"neurtv"`` fits a field to the picture, which takes seconds. The others use a network that was trained on photographs: ``"learned_tgv"`` minimises total generalised
+        variation with weights that a network predicts for each pixel (:class:`neurst.imaging.tgv.LearnedTGV`), and ``"lofi"`` takes each value as a mean of observed values around it whose weights a network predicts
+        (:class:`neurst.imaging.lofi.LoFi`).
     sigma, options, config
-        As in :func:`fit_image`. ``"learned_tgv"`` has no use for `config`, nor for `options` other than ``progress``.
+        As in :func:`fit_image`. The other methods have no use for `config`, nor for `options` other than ``progress``.
 
     Returns
     -------
@@ -306,27 +307,32 @@ def denoise(
     True
     """
     image = as_image(image)
-    if method == "learned_tgv":
-        return _denoise_learned(image, sigma, options, config)
+    if method != "neurtv":
+        return _denoise_trained(image, method, sigma, options, config)
     field = fit_image(image, sigma=sigma, options=options, config=config)
     return _read(field, Lattice.of_shape(*image.shape[:2]), image)
 
 
-def _denoise_learned(image: np.ndarray, sigma: float | None, options: FitOptions, config: ImageConfig) -> np.ndarray:
-    """The picture that the model in the package gives."""
+def _denoise_trained(
+    image: np.ndarray, method: str, sigma: float | None, options: FitOptions, config: ImageConfig
+) -> np.ndarray:
+    """The picture that a model in the package gives."""
+    from neurst.imaging.lofi.model import pretrained_lofi
     from neurst.imaging.tgv.learned import pretrained_denoiser
 
     for name, given in (("options", dataclasses.replace(options, progress=True)), ("config", config)):
         default = type(given)()
         other = [f.name for f in dataclasses.fields(given) if getattr(given, f.name) != getattr(default, f.name)]
         if other:
-            msg = f"`{name}` sets `{other[0]}={shown(getattr(given, other[0]))}` with `method='learned_tgv'`: expected the default, as it is a choice of a fit; drop it, or use `method='neurtv'`"
+            msg = f"`{name}` sets `{other[0]}={shown(getattr(given, other[0]))}` with `method={method!r}`: expected the default, as it is a choice of a fit; drop it, or use `method='neurtv'`"
             raise ValueError(msg)
     as_mask(None, image)  # checks that it is finite
     sigma = noise_level(image) if sigma is None else sigma
     dtype = np.result_type(image.dtype, np.float32)
     if sigma == 0:
         return image.astype(dtype)
+    if method == "lofi":
+        return pretrained_lofi()(image, sigma=sigma)
     found = pretrained_denoiser().reconstruct(image, sigma=sigma, progress=options.progress)
     return found.astype(dtype, copy=False)
 

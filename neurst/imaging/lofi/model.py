@@ -1,0 +1,321 @@
+r"""Local neural fields: the value at any coordinate from the observed values around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from neurst.core import storage
+from neurst.core.arguments import NONE, PATH, SIZE, checked, coordinates, several
+from neurst.imaging.arrays import SIGMA, noise_level
+from neurst.imaging.lofi.net import CHUNK, LoFiNet
+from neurst.imaging.lofi.pictures import Picture, tensor
+from neurst.imaging.lofi.reading import window
+from neurst.imaging.lofi.spec import LoFiSpec
+from neurst.imaging.lofi.warp import Warp
+
+KIND = "lofi"  # of a saved file
+FORMAT = 1  # of its content; raise it when the layout changes
+TILE = 64  # side in pixels of the parts in which a picture is computed
+SHAPE = (NONE | several(SIZE, least=2)).advised("the height and width of the result")
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """A picture in the units of the network: shifted, divided, and with a filtered copy if the model has a filter."""
+
+    picture: Picture
+    shift: NDArray  # (C,)
+    scale: float
+    filtered: NDArray | None  # (H, W, C), in the units of the network
+
+    def part(self, top: int, left: int, height: int, width: int) -> Tensor:  # (channels, height, width)
+        """A part of it, mirrored beyond the border."""
+        part = tensor((self.picture.part(top, left, height, width).astype(np.float64) - self.shift) / self.scale)
+        if self.filtered is None:
+            return part
+        return torch.cat([part, tensor(window(self.filtered, top, left, height, width))])
+
+
+class LoFi:
+    """A trained local neural field, which :func:`fit_lofi` gives.
+
+    Called with a picture it gives the restored picture; :meth:`at` gives values at any coordinates.
+
+    Parameters
+    ----------
+    net
+        The network.
+    unit
+        Standard deviation of the training pictures, by which pictures are divided where the noise level is not known. None for a model that reads the noise level.
+    warp
+        Where the input is read for each coordinate of the result; None reads it at the same coordinate.
+    """
+
+    def __init__(self, net: LoFiNet, *, unit: float | None = None, warp: Warp | None = None):
+        self.net, self.unit, self.warp = net.eval().requires_grad_(False), unit, warp
+        if warp is not None:
+            warp.eval().requires_grad_(False)
+
+    @property
+    def spec(self) -> LoFiSpec:
+        """Numbers of the model."""
+        return self.net.spec
+
+    @torch.no_grad()
+    def __call__(
+        self, image: ArrayLike, *, sigma: float | None = None, shape: tuple[int, int] | None = None
+    ) -> NDArray:
+        """The restored picture.
+
+        Parameters
+        ----------
+        image
+            (H, W), or (H, W, C) for any C if the model has one channel. Unsigned integers are scaled to [0, 1].
+        sigma
+            Standard deviation of the noise in the units of the picture; None estimates it. Only for models that were trained for noise levels.
+        shape
+            (H', W') of the result over the same area, whose pixel i is at ``(i + 1/2) H / H' - 1/2``; None is the shape of `image`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (H', W') or (H', W', C).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a picture of a wrong type or shape or that is not finite, and a noise level that is 0 or does not belong to the model.
+        """
+        picture, shape = Picture.of("image", image), SHAPE("shape", shape)
+        new = picture.shape if shape is None else shape
+        dtype = np.result_type(np.asarray(image).dtype, np.float32)
+        on_pixels = new == picture.shape and self.warp is None and not self.spec.refinements
+        planes = []
+        for standard in self._planes(picture, sigma):
+            if on_pixels:
+                plane = self._on_pixels(standard)
+            else:
+                sides = zip(picture.shape, new, strict=True)
+                axes = (
+                    [(torch.arange(n) + 0.5) * m / n - 0.5 for m, n in sides]
+                    if self.warp is None
+                    else map(torch.arange, new)
+                )
+                points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2).double()
+                plane = self._at(standard, self._warped(points, new, picture.shape)).reshape(*new, -1)
+            planes.append(standard.shift + standard.scale * plane)
+        out = np.concatenate(planes, -1).astype(dtype)
+        return out[..., 0] if np.ndim(image) == 2 else out
+
+    @torch.no_grad()
+    def at(
+        self, image: ArrayLike, coords: ArrayLike, *, sigma: float | None = None, shape: tuple[int, int] | None = None
+    ) -> NDArray:  # -> (N, C)
+        """Values at any coordinates.
+
+        Parameters
+        ----------
+        image, sigma
+            As in a call.
+        coords
+            (N, 2) (row, column) in pixels, with the first pixel centre at (0, 0). Beyond the border the picture is mirrored.
+        shape
+            (H, W) of the picture that the coordinates belong to, for a model with a warp; None is that of `image`.
+        """
+        picture, shape = Picture.of("image", image), SHAPE("shape", shape)
+        points = torch.from_numpy(coordinates("coords", coords, (2,)))
+        points = self._warped(points, shape or picture.shape, picture.shape)
+        planes = [
+            standard.shift + standard.scale * self._at(standard, points) for standard in self._planes(picture, sigma)
+        ]
+        return np.concatenate(planes, -1)
+
+    @torch.no_grad()
+    def geometry(self, image: ArrayLike, coords: ArrayLike, *, sigma: float | None = None) -> NDArray:
+        """Where the picture is read for each coordinate: (N, R, M, 2) in pixels, R rings of M points.
+
+        Without refinements all coordinates have the same positions relative to them. Of a picture with several channels, a model with one channel looks at the first.
+
+        Parameters
+        ----------
+        image, coords, sigma
+            As in :meth:`at`.
+        """
+        picture = Picture.of("image", image)
+        points = torch.from_numpy(coordinates("coords", coords, (2,)))
+        points = self._warped(points, picture.shape, picture.shape)
+        standard = next(iter(self._planes(picture, sigma)))
+        out = np.empty((len(points), *self.net.positions.shape))
+        for rows, part, local in self._parts(standard, points):
+            offsets = self.net.patches(part, local)[1]
+            out[rows] = (points[rows, None, None] + offsets.reshape(-1, *offsets.shape[-3:])).numpy()
+        return out
+
+    def _warped(self, points: Tensor, shape: tuple[int, int], source: tuple[int, int]) -> Tensor:
+        return points if self.warp is None else self.warp.double()(points, shape, source)
+
+    def _planes(self, picture: Picture, sigma: float | None) -> list[Standard]:
+        """The picture in the units of the network, its channels one by one for a model of one channel."""
+        channels = self.spec.channels
+        if channels not in (1, picture.channels):
+            msg = f"`image` has {picture.channels} channels: expected {channels}, as in training"
+            raise ValueError(msg)
+        scale = self._scale(picture, SIGMA("sigma", sigma))
+        mean = np.zeros(picture.channels) if self.spec.head == "value" else picture.moments()[0]
+        parts = (
+            [picture]
+            if channels > 1
+            else [Picture(picture.values[..., c : c + 1], picture.scale) for c in range(picture.channels)]
+        )
+        shifts = [mean] if channels > 1 else np.split(mean, len(mean))
+        return [
+            Standard(part, shift, scale, self._filtered(part, shift, scale))
+            for part, shift in zip(parts, shifts, strict=True)
+        ]
+
+    def _scale(self, picture: Picture, sigma: float | None) -> float:
+        if not self.net.in_noise_units:
+            if sigma is not None:
+                msg = f"`sigma={sigma:g}`: expected None, as this model was trained on inputs of its own and reads no noise level"
+                raise ValueError(msg)
+            return self.unit
+        sigma = noise_level(picture.whole()) if sigma is None else sigma
+        if not sigma > 0:
+            msg = f"`sigma={sigma:g}`: expected the standard deviation of noise that is there; data without noise need no smoothing"
+            raise ValueError(msg)
+        return sigma
+
+    def _filtered(self, picture: Picture, shift: NDArray, scale: float) -> NDArray | None:
+        if self.net.filter is None:
+            return None
+        if self.net.filter.shape not in (None, picture.shape):
+            msg = f"`image` has shape {picture.shape}: expected {self.net.filter.shape}, that of the training pictures, as `filter='free'` belongs to one shape"
+            raise ValueError(msg)
+        whole = tensor((picture.whole() - shift) / scale)[None]
+        return np.moveaxis(self.net.filter(whole)[0].numpy(), 0, -1)
+
+    def _on_pixels(self, standard: Standard) -> NDArray:  # (H, W, C)
+        """Values at all pixels, computed in tiles."""
+        (height, width), m = standard.picture.shape, self.net.margin()
+        out = np.empty((height, width, self.spec.channels), np.float32)
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                h, w = min(TILE, height - top), min(TILE, width - left)
+                part = standard.part(top - m, left - m, h + 2 * m, w + 2 * m)
+                out[top : top + h, left : left + w] = self.net.on_grid(part[None]).numpy()
+        return out
+
+    def _at(self, standard: Standard, points: Tensor) -> NDArray:  # (N, 2) -> (N, C)
+        """Values at coordinates."""
+        out = np.empty((len(points), self.spec.channels), np.float32)
+        for rows, part, local in self._parts(standard, points):
+            out[rows] = self.net(part, local)[0].numpy()
+        return out
+
+    def _parts(self, standard: Standard, points: Tensor):
+        """Rows of points that lie in one tile, the part of the picture around it, and the points relative to this part."""
+        m, tiles = self.net.margin(), torch.div(points, TILE, rounding_mode="floor")
+        order = np.lexsort(tiles.T.numpy())
+        changes = np.flatnonzero((np.diff(tiles.numpy()[order], axis=0) != 0).any(1)) + 1
+        for group in np.split(order, changes):
+            for rows in np.split(group, range(CHUNK, len(group), CHUNK)):
+                if len(rows):
+                    top, left = (int(n) * TILE - m for n in tiles[rows[0]])
+                    part = standard.part(top, left, TILE + 2 * m + 1, TILE + 2 * m + 1)[None]
+                    yield rows, part, (points[rows] - torch.tensor([top, left])).float()[None]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model to one file, which :func:`load_lofi` reads."""
+        warp = None if self.warp is None else {"kind": self.warp.kind, "weights": _arrays(self.warp)}
+        content = {
+            "format": FORMAT,
+            "spec": dataclasses.asdict(self.spec),
+            "unit": self.unit,
+            "shape": None if self.net.filter is None else self.net.filter.shape,
+            "weights": _arrays(self.net),
+        }
+        storage.save(PATH("path", path), KIND, content | ({} if warp is None else {"warp": warp}))
+
+
+def _arrays(module: torch.nn.Module) -> dict[str, NDArray]:
+    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+
+
+@checked(path=PATH)
+def load_lofi(path: str | os.PathLike) -> LoFi:
+    """The model in a file that :meth:`LoFi.save` wrote.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+
+    Returns
+    -------
+    LoFi
+        The model.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is damaged, it holds something else, or it was written by another version with another layout.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from neurst.imaging.lofi import load_lofi, pretrained_lofi
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pretrained_lofi().save(folder + "/a.safetensors")
+    ...     load_lofi(folder + "/a.safetensors").spec.rays
+    9
+    """
+    kind, content = storage.load(path)
+    if kind != KIND or content.get("format") != FORMAT:
+        msg = f"`path={str(path)!r}` holds {kind!r} of format {content.get('format')}: expected {KIND!r} of format {FORMAT}, which `LoFi.save` of this version writes"
+        raise ValueError(msg)
+    try:
+        unit, shape, warp = content["unit"], content["shape"], None
+        net = LoFiNet(LoFiSpec(**content["spec"]), in_noise_units=unit is None, shape=shape and tuple(shape))
+        _load(net, content["weights"])
+        if "warp" in content:
+            warp = Warp(content["warp"]["kind"])
+            _load(warp, content["warp"]["weights"])
+        if not (unit is None or 0 < unit < math.inf):
+            msg = f"the unit is {unit}"
+            raise ValueError(msg)
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        msg = f"`path={str(path)!r}` is damaged ({type(error).__name__}: {error}): save the model again"
+        raise ValueError(msg) from None
+    return LoFi(net, unit=unit, warp=warp)
+
+
+def _load(module: torch.nn.Module, weights: dict[str, NDArray]) -> None:
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
+        msg = "some weights are not finite"
+        raise ValueError(msg)
+
+
+SHIPPED = Path(__file__).with_name("denoiser.safetensors")  # which benchmarks/train_lofi.py writes
+
+
+@functools.cache
+def pretrained_lofi() -> LoFi:
+    """The model that ships with the package: for Gaussian noise of any level, trained on twelve grey photographs by benchmarks/train_lofi.py.
+
+    Examples
+    --------
+    >>> pretrained_lofi().spec.channels
+    1
+    """
+    return load_lofi(SHIPPED)
