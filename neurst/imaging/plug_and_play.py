@@ -134,6 +134,9 @@ def plug_and_play(
     sigma, rho, noise = GIVEN("sigma", sigma), GIVEN("rho", rho), number(0)("noise", noise)
     lower, denoise = (NONE | number())("lower", lower), _denoiser(denoiser)
     data, channels = _data(y, operator)
+    if lower is not None and operator.complex:
+        msg = f"`lower={lower:g}`: expected None, as pictures of this operator are complex"
+        raise ValueError(msg)
     check_operator(operator, data.dtype)
     solver = _Solver(operator.normalised(), data / operator.norm, config)
     first = solver.smoothest() if start is None else _picture("start", start, operator, data, channels)
