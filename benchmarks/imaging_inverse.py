@@ -7,6 +7,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,18 @@ RADIO_WEIGHTS = (0.01, 0.1, 1.0, 10.0)  # of total variation, as multiples of th
 PITCH = 0.29  # arcminutes, of the pixels of the convergence map
 LENSING_WEIGHTS = (0.3, 1.0, 3.0)
 SHORT = SolverConfig(max_steps=600, step_tol=1e-3)
+QUICK = SolverConfig(tol=1.0, check_every=40)  # forty steps for each call of the denoiser
+
+
+def denoiser() -> Callable[..., np.ndarray]:
+    """The prior of all tables."""
+    model = pretrained_denoiser()
+    return lambda image, sigma: model.reconstruct(image, sigma=sigma, config=QUICK)
 
 
 def inpaint_table() -> None:
     """A picture of which 70 % of the pixels are missing."""
-    denoiser, rows = pretrained_denoiser(), []
+    prior, rows = denoiser(), []
     files = sorted(Path(os.environ["NEURST_DATA"], "images", "Set12").iterdir())[:8]
     for file in files:
         image = io.imread(file) / 255
@@ -46,7 +54,7 @@ def inpaint_table() -> None:
             found.append([
                 metrics.psnr(inpaint_biharmonic(data, ~seen), clean),
                 max(metrics.psnr(tv(data, operator, first=w, progress=False).image, clean) for w in INPAINT_WEIGHTS),
-                metrics.psnr(plug_and_play(data, operator, denoiser, progress=False), clean),
+                metrics.psnr(plug_and_play(data, operator, prior, progress=False), clean),
             ])  # fmt: skip
         rows.append(np.array(found))
         print(file.stem, rows[-1].mean(0).round(2), flush=True)
@@ -83,7 +91,7 @@ def radio_case(side: int, seed: int, name: str = "M31_256") -> tuple[np.ndarray,
 
 def radio_table() -> None:
     """A model of M31 from the visibilities of an array of ten antennas."""
-    denoiser, lines = pretrained_denoiser(), []
+    prior, lines = denoiser(), []
     nothing = lambda image, sigma: image
     for side in (128, 256):
         found, seconds = [], []
@@ -94,9 +102,9 @@ def radio_table() -> None:
             best = [tv(y, operator, first=w, config=SHORT, progress=False).image for w in weights]
             options = {"noise": noise, "progress": False}
             bounded = plug_and_play(y, operator, nothing, lower=0.0, **options)
-            free = plug_and_play(y, operator, denoiser, **options)
+            free = plug_and_play(y, operator, prior, **options)
             begin = time.perf_counter()
-            answer = plug_and_play(y, operator, denoiser, lower=0.0, **options)
+            answer = plug_and_play(y, operator, prior, lower=0.0, **options)
             seconds.append(time.perf_counter() - begin)
             answers = (smooth, bounded, free, answer)
             psnr = [metrics.psnr(each, clean) for each in answers]
@@ -120,7 +128,7 @@ def radio_table() -> None:
 
 def lensing_table() -> None:
     """Convergence from noisy shear, in noise of two depths."""
-    denoiser, lines = pretrained_denoiser(), []
+    prior, lines = denoiser(), []
     kappa = archive("astro/weak_lensing")["massivenus_kappa"].astype(float)
     side = 256
     kappa = kappa[:side, :side] - kappa[:side, :side].mean()
@@ -133,7 +141,7 @@ def lensing_table() -> None:
             y = y + noise * np.random.default_rng(seed).standard_normal(y.shape)
             inverse = operator.adjoint(torch.from_numpy(y)).numpy()
             best = [tv(y, operator, first=w * noise, config=SHORT, progress=False).image for w in LENSING_WEIGHTS]
-            answer = plug_and_play(y, operator, denoiser, noise=noise, progress=False)
+            answer = plug_and_play(y, operator, prior, noise=noise, progress=False)
             found.append(
                 [explained(inverse, kappa), max(explained(each, kappa) for each in best), explained(answer, kappa)]
             )
