@@ -30,7 +30,7 @@ VISIBILITY_NOISE = 0.03  # of each component, as a share of the root mean square
 RADIO_WEIGHTS = (0.01, 0.1, 1.0, 10.0)  # of total variation, as multiples of the noise times the norm of the operator
 PITCH = 0.29  # arcminutes, of the pixels of the convergence map
 LENSING_WEIGHTS = (0.3, 1.0, 3.0)
-SHORT = SolverConfig(max_steps=600, step_tol=1e-3)
+SHORT = SolverConfig(max_steps=1000, step_tol=5e-4)
 QUICK = SolverConfig(tol=1.0, check_every=40)  # forty steps for each call of the denoiser
 
 
