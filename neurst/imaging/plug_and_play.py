@@ -39,8 +39,9 @@ class PlugAndPlayConfig:
         Largest number of steps.
     tol
         Steps end when x and v differ, and v changes, by no more than this share of the range of the picture (root mean square).
-    strength
-        :math:`\sigma` as a share of the range of the smooth first picture, if it is not given.
+    coarse, strength, falling
+        :math:`\sigma`, if it is not given, falls from `coarse` to `strength` in the first `falling` steps, both as multiples of the range of the smooth first picture after one pass of the denoiser.
+        Strong first steps move what the data do not see, such as the total brightness in interferometry, which weak ones would take hundreds of steps for.
     least_rho
         Least :math:`\rho`, if it is not given, where the data have little noise.
     smoothness
@@ -49,9 +50,11 @@ class PlugAndPlayConfig:
         A linear system is solved until its residual is this share of its right-hand side, or for so many steps of conjugate gradients.
     """
 
-    steps: int = 50
+    steps: int = 60
     tol: float = 1e-3
+    coarse: float = 2.0
     strength: float = 0.1
+    falling: int = 15
     least_rho: float = 1e-3
     smoothness: float = 1e-3
     solve_tol: float = 1e-4
@@ -94,7 +97,7 @@ def plug_and_play(
         ``denoiser(image, sigma=sigma)`` takes an array (H, W) or (H, W, C) and the standard deviation of its noise, and gives an array of the same shape. A :class:`neurst.imaging.tgv.LearnedTGV`
         is taken as it is.
     sigma
-        Strength of the denoiser, in the units of the picture. None is a tenth of the range of the smoothest picture with these data (``config.strength``).
+        Strength of the denoiser, in the units of the picture. None lets it fall to a share of the range of the picture, see :class:`PlugAndPlayConfig`.
     rho
         Weight of the denoiser beside the data.
     noise
@@ -134,43 +137,50 @@ def plug_and_play(
     sigma, rho, noise = GIVEN("sigma", sigma), GIVEN("rho", rho), number(0)("noise", noise)
     lower, denoise = (NONE | number())("lower", lower), _denoiser(denoiser)
     data, channels = _data(y, operator)
+    if lower is not None and operator.complex:
+        msg = f"`lower={lower:g}`: expected None, as pictures of this operator are complex"
+        raise ValueError(msg)
     check_operator(operator, data.dtype)
     solver = _Solver(operator.normalised(), data / operator.norm, config)
     first = solver.smoothest() if start is None else _picture("start", start, operator, data, channels)
-    span = float(_parts(first).max() - _parts(first).min())
-    sigma = config.strength * span if sigma is None else sigma
-    rho = max(config.least_rho, (noise / operator.norm / sigma) ** 2) if rho is None and sigma > 0 else rho
-    if not sigma > 0:
+    span = _range(first)
+    if not span > 0:
         return _array(first, channels)  # a constant fits the data, and there is nothing to denoise
 
-    def prior(w: Tensor) -> Tensor:
+    def prior(w: Tensor, sigma: float) -> Tensor:
         v = _denoised(denoise, w, sigma, channels)
         return v if lower is None else v.clamp_min(lower)
 
+    if sigma is None:
+        sigmas = _falling(_range(prior(first, config.strength * span)) or span, config)
+    else:
+        sigmas = [sigma] * config.steps
+    noise = noise / operator.norm
+    rhos = [max(config.least_rho, (noise / each) ** 2) if rho is None else rho for each in sigmas]
     with progress_bar(FLAG("progress", progress)) as on_progress:
         on_step = StepCounter(on_progress).stage("plug and play", config.steps)
-        found = _alternate(solver, prior, first, rho, span, on_step)
+        found = _alternate(solver, prior, first, list(zip(sigmas, rhos, strict=True)), span, on_step)
     return _array(found, channels)
 
 
 def _alternate(
     solver: _Solver,
-    prior: Callable[[Tensor], Tensor],
+    prior: Callable[[Tensor, float], Tensor],
     first: Tensor,
-    rho: float,
+    schedule: list[tuple[float, float]],
     span: float,
     on_step: Callable[[int, float], None],
 ) -> Tensor:
-    """The steps from a first picture until x and v agree. Of the two, v is given, which has no noise and obeys the bound."""
+    """The steps, each with its sigma and rho, until x and v agree. Of the two, v is given, which has no noise and obeys the bound."""
     config = solver.config
     x, v, u = first, first, torch.zeros_like(first)
-    for k in range(1, config.steps + 1):
+    for k, (sigma, rho) in enumerate(schedule, 1):
         x = solver.nearest(v - u, rho, x)
-        old, v = v, prior(x + u)
+        old, v = v, prior(x + u, sigma)
         u = u + x - v
         apart = float(torch.maximum((x - v).abs().square().mean(), (v - old).abs().square().mean()).sqrt()) / span
         on_step(k, apart)
-        if apart <= config.tol:
+        if apart <= config.tol and sigma == schedule[-1][0]:
             return v
     warn(
         f"plug and play stopped after {config.steps} steps, when pictures still differed by {apart:.1e} of their range: "
@@ -285,5 +295,12 @@ def _array(x: Tensor, channels: bool) -> NDArray:  # -> (H, W) or (H, W, C)
     return x.movedim(0, -1).numpy().copy() if channels else x[0].numpy().copy()
 
 
-def _parts(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
+def _range(x: Tensor) -> float:
+    parts = torch.view_as_real(x) if x.is_complex() else x
+    return float(parts.max() - parts.min())
+
+
+def _falling(span: float, config: PlugAndPlayConfig) -> list[float]:
+    """The strength of the denoiser in each step, for a picture with a range of `span`."""
+    left = [max(0.0, 1 - k / config.falling) for k in range(config.steps)]  # of the way from coarse to fine
+    return [span * config.strength * (config.coarse / config.strength) ** share for share in left]

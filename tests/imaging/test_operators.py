@@ -11,6 +11,7 @@ from neurst.imaging import operators as op
 SHAPE = (12, 9)
 MASK = np.random.default_rng(0).random(SHAPE) < 0.4
 MAPS = np.random.default_rng(1).standard_normal((3, *SHAPE)) * (1 + 0.5j)
+UV = np.random.default_rng(3).uniform(-np.pi, np.pi, (2100, 2))  # more than one chunk
 OPERATORS = {
     "identity": op.identity(SHAPE),
     "pixel_mask": op.pixel_mask(MASK),
@@ -19,6 +20,11 @@ OPERATORS = {
     "masked_fourier": op.masked_fourier(MASK),
     "multicoil": op.multicoil(MASK, MAPS),
     "radon": op.radon(SHAPE, [0.0, 10.0, 45.0, 90.0, 151.0]),
+    "radon of a row": op.radon((1, 5), [0.0, 33.0]),
+    "lensing": op.lensing(SHAPE),
+    "lensing, even sides": op.lensing((8, 6)),
+    "interferometer": op.interferometer(SHAPE, UV),
+    "interferometer of a pixel": op.interferometer((1, 1), UV),
     "one pixel": op.identity((1, 1)),
 }
 WITH_PROX = [name for name, each in OPERATORS.items() if each.prox]
@@ -47,7 +53,21 @@ def test_the_norm_is_an_upper_bound_and_not_a_loose_one(name):
         x = a.adjoint(a.forward(x / x.norm()))
     found = float(x.norm()) ** 0.5
     assert found <= a.norm * (1 + 1e-12)
-    assert found > {"blur": 0.4, "radon": 0.8, "multicoil": 0.5}.get(name, 1 - 1e-9) * a.norm
+    loose = {"blur": 0.4, "radon": 0.8, "radon of a row": 0.7, "multicoil": 0.5, "interferometer": 0.99}
+    assert found > loose.get(name, 1 - 1e-9) * a.norm
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["double", "single"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_normal_operator_is_the_adjoint_of_the_forward_one_also_after_division_by_the_norm(name, single):
+    a = OPERATORS[name]
+    x = numbers((2, *a.shape), a.complex, 6)
+    x = x.to(torch.complex64 if a.complex else torch.float32) if single else x
+    tolerance = 1e-4 if single else 1e-12
+    for each in (a, a.normalised()):
+        expected = each.adjoint(each.forward(x))
+        assert (each.apply_normal(x) - expected).norm() <= tolerance * expected.norm()
+        assert each.apply_normal(x).dtype == x.dtype
 
 
 @pytest.mark.parametrize("name", WITH_PROX)
@@ -82,6 +102,60 @@ def test_the_radon_transform_turns_with_the_picture():
     u = normal(16, 16)
     a = op.radon((16, 16), [20.0, 110.0])
     torch.testing.assert_close(a.forward(u)[0], a.forward(torch.rot90(u, -1))[1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_pixel_is_shared_by_the_two_nearest_detectors():
+    a = op.radon((5, 7), np.arange(0, 180, 7.0))
+    u = torch.zeros(5, 7, dtype=torch.float64)
+    u[0, 6] = 2.0
+    views = a.forward(u)
+    torch.testing.assert_close(views.sum(1), torch.full((len(views),), 2.0, dtype=torch.float64))
+    at = torch.arange(a.data_shape[1], dtype=torch.float64) - (a.data_shape[1] - 1) / 2
+    angles = np.radians(np.arange(0, 180, 7.0))
+    expected = torch.from_numpy(3 * np.cos(angles) - 2 * np.sin(angles))  # 3 to the right, 2 above the middle
+    torch.testing.assert_close((views * at).sum(1) / 2, expected)
+
+
+@pytest.mark.parametrize("window", [None, "hann"])
+@pytest.mark.parametrize("shape", [(48, 48), (41, 56)])
+def test_filtered_back_projection_inverts_the_radon_transform(shape, window):
+    angles = np.arange(0, 180, 1.5)
+    rows, columns = np.mgrid[: shape[0], : shape[1]] - np.array(shape)[:, None, None] / 2
+    picture = np.exp(-((rows - 4) ** 2 + (columns + 6) ** 2) / 40) + 0.5 * np.exp(-((rows + 8) ** 2 + columns**2) / 60)
+    sinogram = op.radon(shape, angles).forward(torch.from_numpy(np.stack([picture, -2 * picture])))
+    found = op.filtered_back_projection(sinogram, shape, angles, window=window)
+    assert np.abs(found[0] - picture).max() < (0.06 if window is None else 0.12)
+    np.testing.assert_allclose(found[1], -2 * found[0])
+    assert op.filtered_back_projection(sinogram.float(), shape, angles).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["lensing", "lensing, even sides"])
+def test_lensing_keeps_the_norm_and_its_adjoint_is_its_inverse(name):
+    a = OPERATORS[name]
+    kappa = normal(2, *a.shape)
+    torch.testing.assert_close(a.adjoint(a.forward(kappa)), kappa, rtol=1e-12, atol=1e-12)
+
+
+def test_the_shear_of_a_round_mass_is_tangential():
+    rows, columns = np.mgrid[:33, :33] - 16
+    kappa = np.exp(-(rows**2 + columns**2) / 18)
+    first, second = op.lensing((33, 33)).forward(torch.from_numpy(kappa - kappa.mean())).numpy()
+    angle = np.arctan2(rows, columns)
+    near = (np.hypot(rows, columns) > 3) & (np.hypot(rows, columns) < 8)
+    assert (first * np.cos(2 * angle) + second * np.sin(2 * angle))[near].max() < 0  # minus the tangential shear
+    assert np.abs(first * np.sin(2 * angle) - second * np.cos(2 * angle))[near].max() < 0.01
+
+
+def test_shape_noise_falls_with_the_root_of_the_number_of_galaxies():
+    assert op.shape_noise(2.0, dispersion=0.3, density=50.0) == pytest.approx(0.03)
+
+
+def test_an_interferometer_sums_waves():
+    u = normal(*SHAPE).numpy()
+    found = OPERATORS["interferometer"].forward(torch.from_numpy(u)).numpy()
+    p, q = np.indices(SHAPE)
+    expected = [(u * np.exp(-1j * (uv[0] * p + uv[1] * q))).sum() for uv in UV[:5]]
+    np.testing.assert_allclose(found[0, :5] + 1j * found[1, :5], expected, rtol=1e-10)
 
 
 def test_blur_is_a_correlation_with_the_kernel():
@@ -145,6 +219,37 @@ WRONG = {
     "maps of zeros": (lambda: op.multicoil(MASK, 0 * MAPS), ValueError, "`maps` .* 0 everywhere"),
     "no angles": (lambda: op.radon(SHAPE, []), ValueError, r"`angles` has shape \(0,\)"),
     "NaN among angles": (lambda: op.radon(SHAPE, [0, np.nan]), ValueError, "`angles` .* finite"),
+    "data of another transform": (
+        lambda: op.filtered_back_projection(np.ones((2, 8)), SHAPE, [0.0, 90.0]),
+        ValueError,
+        r"`sinogram` has shape \(2, 8\): expected finite numbers \(\.\.\., 2, 15\)",
+    ),
+    "NaN in a sinogram": (
+        lambda: op.filtered_back_projection(np.full((1, 15), np.nan), SHAPE, [0.0]),
+        ValueError,
+        "`sinogram` .* finite",
+    ),
+    "an unknown window": (
+        lambda: op.filtered_back_projection(np.ones((1, 15)), SHAPE, [0.0], window="ramp"),
+        ValueError,
+        "`window='ramp'`: expected None or 'hann'",
+    ),
+    "lensing of a number": (lambda: op.lensing(4), TypeError, r"`shape=4`: expected \(H, W\)"),
+    "pixels without area": (lambda: op.shape_noise(0.0), ValueError, "`pixel_area=0.0`: expected a positive"),
+    "no galaxies": (lambda: op.shape_noise(1.0, density=0.0), ValueError, "`density=0.0`: expected a positive"),
+    "frequencies in three columns": (
+        lambda: op.interferometer(SHAPE, np.ones((4, 3))),
+        ValueError,
+        r"`uv` has shape \(4, 3\): expected finite numbers \(M, 2\)",
+    ),
+    "no frequencies": (lambda: op.interferometer(SHAPE, np.ones((0, 2))), ValueError, r"`uv` has shape \(0, 2\)"),
+    "NaN among frequencies": (lambda: op.interferometer(SHAPE, [[0.0, np.nan]]), ValueError, "`uv` .* finite"),
+    "complex frequencies": (lambda: op.interferometer(SHAPE, [[1j, 0]]), TypeError, "`uv` cannot be read"),
+    "a normal that is no function": (
+        lambda: op.Operator((2, 2), (2, 2), abs, abs, 1.0, normal=3),
+        TypeError,
+        "`Operator.normal=3`: expected a function",
+    ),
     "slower than full": (lambda: op.cartesian_mask((4, 64), 0.5), ValueError, "`acceleration=0.5`: expected"),
     "a wide centre": (
         lambda: op.cartesian_mask((4, 64), 8, centre=20),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -98,8 +99,7 @@ class Problem:
         project, prox, smooth = NORMS[self.norm][1], self.operator.prox, None
         if prox is None:
             prox = lambda x, data, t: x
-            residual = lambda u: self.operator.forward(u) - self.data
-            smooth = lambda x: (self.operator.adjoint(residual(x[0])), *map(torch.zeros_like, x[1:]))
+            smooth = lambda x: (self._slope(x[0]), *map(torch.zeros_like, x[1:]))
         forward, adjoint = (lambda x: (grad(x[0]),)), (lambda y: (grad_adjoint(y[0]),))
         if self.second is not None:
             forward = lambda x: (grad(x[0]) - x[1], symgrad(x[1]))
@@ -111,6 +111,16 @@ class Problem:
             lambda y, s: tuple(project(part, r) for part, r in zip(y, (self.first, self.second), strict=False)),
             smooth,
         )
+
+    @cached_property
+    def _seen(self) -> Tensor:  # (B, C, H, W)
+        return self.operator.adjoint(self.data)
+
+    def _slope(self, u: Tensor) -> Tensor:
+        """A'(A u - f)."""
+        if self.operator.normal is None:
+            return self.operator.adjoint(self.operator.forward(u) - self.data)
+        return self.operator.normal(u) - self._seen
 
     def advance(self, state: State, sizes: tuple[tuple, tuple], relaxation: Tensor | float) -> State:
         """One relaxed primal-dual step, with the sizes that :meth:`step_sizes` gives."""
