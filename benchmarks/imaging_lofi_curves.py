@@ -1,6 +1,6 @@
 """Local neural fields beside two convolutional networks on nine pictures: training to convergence, and noise drawn once or afresh.
 
-``NEURST_DATA=folder python benchmarks/imaging_lofi_curves.py`` writes the tables ``lofi-curves`` and ``lofi-overfitting`` of docs/benchmarks_tables.md, in about an hour on one core. The learning rates of the convolutional networks and the step at which each training stops (early stopping) are those with the best score on crops of Kodak pictures.
+``NEURST_DATA=folder python benchmarks/imaging_lofi_curves.py`` writes the tables ``lofi-curves`` and ``lofi-overfitting`` of docs/benchmarks_tables.md, in about 40 minutes on one core. The learning rates of the convolutional networks and the step at which each training stops (early stopping) are those with the best score on crops of Kodak pictures.
 """
 
 import time
@@ -20,7 +20,7 @@ from neurst.imaging.lofi.net import LoFiNet
 from neurst.imaging.lofi.pictures import Picture
 from neurst.imaging.lofi.training import LARGEST_GRADIENT, Pairs, loss, window_batch
 
-BUDGETS = (30, 120, 480)  # seconds of the processor
+BUDGETS = (30, 100, 300)  # seconds of the processor
 RATES = (3e-4, 1e-3, 3e-3)
 PATCH, BATCH = 56, 8
 CHECKS = 4  # scores during a training
