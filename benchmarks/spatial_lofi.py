@@ -1,6 +1,6 @@
 """Local fields on held-out spots: trained on one section, with other sections that are not registered to it, and on the other sections only.
 
-``NEURST_DATA=folder python benchmarks/spatial_lofi.py [--found FILE] [section ...]`` reads ``spatial/*.h5ad`` of that folder and writes the table "lofi" of
+``NEURST_DATA=folder python benchmarks/spatial_lofi.py [section ...] [--found FILE] [--methods kernel alone with without]`` reads ``spatial/*.h5ad`` of that folder and writes the table "lofi" of
 docs/benchmarks_tables.md. FILE (JSON lines) keeps what was found, so that a run can be continued. Held-out spots of the target are used for nothing but the score; the defaults were
 chosen on the first section each of st_mouse_hippocampus_4sections, st_her2_patientA, st_mob_4sections, and on starmap_visual_cortex_BY3_1k. The figures of
 the field are those of the table "sections" (`benchmarks/spatial_sections.py`): the same genes, splits and scores.
@@ -51,19 +51,18 @@ def other(file: str, section: str | None, genes: np.ndarray) -> SpotData:
     adata = read(file)
     if section is not None:
         adata = adata[adata.obs["section"].astype(str) == section]
-    size = np.asarray(adata.X.sum(1), dtype=float).ravel()
-    keep, shared = size > 20, adata.var_names[adata.var_names.isin(genes)]
-    values = sparse.csr_array(adata[keep, shared].X)
-    return SpotData(
-        np.asarray(adata.obsm["spatial"], float)[keep, :2], values, shared.to_numpy().astype(str), Counts(size[keep])
-    )
+    names = adata.var["symbol"].astype(str) if "symbol" in adata.var else adata.var_names.to_series()
+    size, chosen = np.asarray(adata.X.sum(1), dtype=float).ravel(), (names.isin(genes) & ~names.duplicated()).to_numpy()
+    keep, shared = size > 20, names.to_numpy().astype(str)[chosen]
+    values = sparse.csr_array(adata.X)[keep][:, chosen]
+    return SpotData(np.asarray(adata.obsm["spatial"], float)[keep, :2], values, shared, Counts(size[keep]))
 
 
 def trained(sections: list[SpotData], seed: int):
-    """A local field with the defaults, and the seconds of its training."""
-    begin = time.perf_counter()
+    """A local field with the defaults, and the CPU seconds of its training."""
+    begin = time.process_time()
     model = fit_lofi(sections, LoFiConfig(), random_state=seed, device="cpu")
-    return model, time.perf_counter() - begin
+    return model, time.process_time() - begin
 
 
 def rows(name: str, method: str) -> list[dict]:
@@ -138,12 +137,13 @@ def table(found: list[dict]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--found", type=Path, default=Path("lofi.jsonl"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("sections", nargs="*", default=[*TARGETS])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = [json.loads(line) for line in arguments.found.read_text().splitlines()] if arguments.found.exists() else []
     for name in arguments.sections:
-        for method in METHODS:
+        for method in arguments.methods:
             if any((row["target"], row["method"]) == (name, method) for row in found):
                 continue
             new = rows(name, method)
@@ -159,7 +159,7 @@ def main() -> None:
     setting = (
         f"Deviance explained on held-out spots by local fields with their defaults, {GENES} genes, mean and each of the seeds 0, 1, 2. Other sections are not registered and may lack genes: "
         f"{'; '.join(f'{name}: ' + ', '.join(part or file for file, part in files) for name, files in TARGETS.items())}. Without the section: the model has not seen it, "
-        "and predicts its hidden spots from its other spots. Seconds of a training on one thread: alone / with / without."
+        "and predicts its hidden spots from its other spots. CPU seconds of a training: alone / with / without."
     )
     write("lofi", __file__, setting, table(found))
 

@@ -102,6 +102,11 @@ def fit_lofi(
     LoFiSpots
         The field.
 
+    Raises
+    ------
+    ValueError
+        If a section has none of the genes from which latents are read, the most variable ones of the first section.
+
     Examples
     --------
     >>> from neurst.spatial.observation import Counts
@@ -143,7 +148,13 @@ def learn_encoder(sections: Sequence[SpotData], config: LoFiConfig) -> Encoder:
     total = sections[0].observation.size.sum() * section_rates(sections[0])[genes]
     blank = Encoder(sections[0].genes[genes], total / total.sum(), np.eye(len(genes)), np.ones(len(genes)), 1.0)
     covariance = np.zeros((len(genes), len(genes)))
-    for data in sections:
+    for number, data in enumerate(sections):
+        if not np.isin(blank.genes, data.genes).any():
+            msg = (
+                f"`sections[{number}]` has none of the {len(blank.genes)} most variable genes of the first section, such as {str(blank.genes[0])!r}: "
+                "use the same kind of gene names, or leave this section out"
+            )
+            raise ValueError(msg)
         here, lagged = _agreement(data, blank)
         covariance[np.ix_(here, here)] += (lagged + lagged.T) / 2
     sizes = [blank.sizes(data)[0] for data in sections]

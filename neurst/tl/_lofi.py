@@ -67,7 +67,7 @@ def lofi_fit(
     size_factors
         As in :func:`neurtv_fit`, but None or a column of `obs`.
     config
-        Numerical settings of the method.
+        Further numerical settings of the method.
     device
         ``"auto"`` is CUDA, else MPS, else the CPU; or the name of a torch device.
     random_state
