@@ -333,7 +333,8 @@ class LoFiSpots:
         (M, C) rates, where C is the number of genes of `data`.
         """
         section = self.encoder.read(data, self.config.latent_limit)
-        columns = torch.from_numpy(np.array([{g: i for i, g in enumerate(self.genes)}[g] for g in data.genes]))
+        place = {name: i for i, name in enumerate(self.genes)}
+        columns = torch.tensor([place[name] for name in data.genes])
         query = section.coords if coords is None else np.asarray(coords, float) / section.pitch
         out = np.empty((len(query), len(columns)))
         for start in range(0, len(query), QUERIES):
@@ -344,13 +345,11 @@ class LoFiSpots:
 
     def _relative(self, section: Encoded, query: NDArray, at_spots: bool, include_self: bool) -> Tensor:
         """Log-rates (M, G) at points relative to the mean rates of the section; `at_spots` hides the spots at the points."""
-        k = self.config.n_neighbours
-        all_of_them = at_spots and not include_self
-        index, hidden = section.neighbours(query, k, query if at_spots else None, 0.0)
-        inputs = heads(section, query, index, hidden, self.encoder, self.config)
-        own = None
-        if at_spots and not all_of_them:
-            own = heads(section, query, *section.neighbours(query, k, None, 0.0), self.encoder, self.config)[0]
+        k, own = self.config.n_neighbours, None
+        read = lambda *near: heads(section, query, *near, self.encoder, self.config)
+        inputs = read(*section.neighbours(query, k, query if at_spots else None, 0.0))
+        if at_spots and include_self:
+            own = read(*section.neighbours(query, k, None, 0.0))[0]
         return torch.stack([net(*inputs, own) for net in self.members]).mean(0)
 
     def save(self, path: str | os.PathLike) -> None:

@@ -130,6 +130,21 @@ def test_sections_may_lack_genes_and_genes_beyond_the_most_variable_have_loading
     assert (np.abs(fitted.members[0].loadings.detach().numpy()[further]).sum(1) > 0.05).all()
 
 
+def test_positions_in_three_dimensions_and_duplicated_ones_are_read():
+    data, rng = spots(0), np.random.default_rng(0)
+    solid = SpotData(np.column_stack([data.coords, 0.1 * rng.random(400)]), data.values, data.genes, data.observation)
+    twice = data.take(np.arange(400).repeat(2))
+    for each in (solid, twice):
+        rates = fit_lofi([each], SMALL, device="cpu").rates(each)
+        assert each.observation.score(each.values, rates, each.mean_rate()) > 0.3
+
+
+def test_a_section_of_a_few_spots_is_no_obstacle(model):
+    few = spots(4, n=6)
+    assert np.isfinite(model.rates(few)).all()
+    assert np.isfinite(fit_lofi([few], SMALL, device="cpu").rates(few, few.coords + 0.01)).all()
+
+
 def test_a_saved_model_predicts_the_same(model, tmp_path):
     model.save(tmp_path / "model.safetensors")
     again = tl.lofi_load(tmp_path / "model.safetensors")
