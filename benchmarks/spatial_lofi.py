@@ -51,7 +51,8 @@ def other(file: str, section: str | None, genes: np.ndarray) -> SpotData:
     adata = read(file)
     if section is not None:
         adata = adata[adata.obs["section"].astype(str) == section]
-    names = adata.var["symbol"].astype(str) if "symbol" in adata.var else adata.var_names.to_series()
+    columns = [adata.var_names.to_series(), *([adata.var["symbol"].astype(str)] if "symbol" in adata.var else [])]
+    names = max(columns, key=lambda column: column.isin(genes).sum())
     size, chosen = np.asarray(adata.X.sum(1), dtype=float).ravel(), (names.isin(genes) & ~names.duplicated()).to_numpy()
     keep, shared = size > 20, names.to_numpy().astype(str)[chosen]
     values = sparse.csr_array(adata.X)[keep][:, chosen]
@@ -80,6 +81,7 @@ def rows(name: str, method: str) -> list[dict]:
                 model, seconds = foreign or trained([train, *(others if method == "with" else [])], seed)
                 rate = predicted(model, train, test)
             score = deviance_explained(test.values, test.observation.size, rate, train.mean_rate())
+            print(name, method, mode, seed, round(score, 4), round(seconds, 1), flush=True)
             found.append(
                 {"target": name, "method": method, "mode": mode, "seed": seed, "score": score, "seconds": seconds}
             )
