@@ -55,7 +55,7 @@ def fits(name: str, n_obs: int, n_genes: int, n_vars: int) -> bool:
     return size <= LAYER_LIMIT
 
 
-def _table(adata: AnnData, values: NDArray, columns: NDArray) -> NDArray | pd.DataFrame:
+def as_table(adata: AnnData, values: NDArray, columns: NDArray) -> NDArray | pd.DataFrame:
     """Values (n_obs, G) of some genes in the form that is stored: a layer with NaN for other genes, or a table of these genes only."""
     if table_part(len(columns), adata.n_vars) == "obsm":
         return pd.DataFrame(values, index=adata.obs_names, columns=adata.var_names[columns].astype(str))
@@ -122,7 +122,7 @@ def write_fit(
     }
     for slot, values in ((keys.values_slot(key, part), tables.values), (keys.std_slot(key, part), tables.std)):
         if values is not None:
-            written[slot] = _table(adata, values, columns)
+            written[slot] = as_table(adata, values, columns)
     written[keys.latent_slot(key)] = tables.latent
     written[keys.loadings_slot(key)] = _column(field.loadings.astype(np.float32), columns, n, np.nan)
     entry = fit_to_dict(
@@ -159,7 +159,7 @@ def write_gradient(
     """Write derivatives along each axis (n_obs, G), mean norms of the genes' gradients (G,), and the boundary map (n_obs,)."""
     key, part = stored.key, table_part(len(columns), adata.n_vars)
     slots = keys.derivative_slots(key, stored.field.n_dims, part)
-    written = {slot: _table(adata, values, columns) for slot, values in zip(slots, gradient, strict=True)}
+    written = {slot: as_table(adata, values, columns) for slot, values in zip(slots, gradient, strict=True)}
     written[keys.gene_slot(key, "gradient")] = _column(norms, columns, adata.n_vars, np.nan)
     written[keys.boundary_slot(key)] = boundary
     older = [keys.Slot(p, name) for p in ("layers", "obsm") for _, name in keys.derivative_slots(key, 3)]

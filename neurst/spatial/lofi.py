@@ -1,0 +1,413 @@
+r"""Local fields of expression: the value at a point from measured neighbours, by weights and a network that are learned on many sections :cite:p:`Khorashadizadeh2024`.
+
+The counts of a spot are read as r latent channels, the same for all sections. At a point x, each head is a kriging mean of the latents of the
+k nearest spots: with the Matern-3/2 kernel :math:`\kappa` of one length and one noise level :math:`\nu`,
+:math:`w = (K + \nu\,\mathrm{diag}(\bar n / n_i))^{-1} \kappa(x)`, where :math:`n_i` is the library size of a neighbour. The latent at x is a weighted sum of the heads plus
+a correction by a network that sees all heads, and :math:`\log` rate :math:`= \log p_g + b_g + V_g \cdot z(x)` with the mean rates p of the section at hand. Only distances in
+units of the typical spacing enter, so that turned, mirrored and rescaled sections, of any platform, give the same. Letters: N spots, G genes, r channels, H heads, k neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neurst.core import storage
+from neurst.core.arguments import POSITIVE, SHARE, check_fields, number, several, whole
+from neurst.spatial.data import SpotData
+from neurst.spatial.geometry import distinct, kd_tree
+from neurst.spatial.matrix import column_means
+
+KIND = "lofi_spots"  # of a saved file
+FORMAT = 1  # of its content; raise it when the layout changes
+QUERIES = 512  # points that are predicted together
+HIDDEN_NOISE = 1e4  # noise level of a hidden neighbour, which then has no weight
+MOST_NOISE = 50.0  # of a spot with few counts, relative to the typical spot
+RIDGE = 0.03  # for sections that measure a part of the genes
+MATERN = math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class LoFiConfig:
+    """Numbers of a local field.
+
+    Parameters
+    ----------
+    n_neighbours
+        Measured spots from which a point is predicted.
+    rank
+        Most latent channels. Fewer are kept if neighbouring spots do not agree in them.
+    noise_edge
+        A channel is kept if its agreement between neighbours is this many times the largest one that noise gives.
+    lengths, noises
+        Kernel lengths, in typical spacings, and noise levels, in units of the prior variance, of the heads: one head for each pair.
+    latent_limit
+        Latents are squashed to this many standard deviations, so that a single extreme count has a bounded influence.
+    width, dropout
+        Units in the two hidden layers of the correction, and the share of them that is dropped in a step.
+    n_members
+        Networks that are averaged. Each is stopped on spots of its own that it is not trained on.
+    held_out
+        Share of these spots.
+    rounds, most_draws
+        Hidden spots drawn for training: each spot this many times, at most `most_draws` in each section.
+    hidden_share
+        In every second round a disc around the spot is hidden as well, of up to this share of the section's spots.
+    steps, batch, learning_rate
+        Steps of a member, spots in a step, and the learning rate of the first steps.
+    gate_prior, loading_prior
+        Strength of the priors that hold the weights of the heads near their mean, and loadings near zero.
+    change_prior
+        Strength of the prior that holds loadings near their starting values during training.
+    most_genes
+        Most genes from which latents are read and on which members are trained, the most variable ones. Loadings of further genes are solved for.
+    """
+
+    n_neighbours: int = 32
+    rank: int = 20
+    noise_edge: float = 1.2
+    lengths: tuple[float, ...] = (1.5, 4.0, 10.0)
+    noises: tuple[float, ...] = (0.5, 2.0, 8.0, 30.0)
+    latent_limit: float = 4.0
+    width: int = 96
+    dropout: float = 0.2
+    n_members: int = 2
+    held_out: float = 0.2
+    rounds: int = 8
+    most_draws: int = 20_000
+    hidden_share: float = 0.04
+    steps: int = 1500
+    batch: int = 256
+    learning_rate: float = 4e-3
+    gate_prior: float = 10.0
+    loading_prior: float = 3.0
+    change_prior: float = 100.0
+    most_genes: int = 1000
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            n_neighbours=whole(4),
+            lengths=several(POSITIVE),
+            noises=several(POSITIVE),
+            dropout=number(0, 0.9),
+            held_out=SHARE,
+            hidden_share=SHARE,
+            change_prior=number(0),
+        )
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads."""
+        return len(self.lengths) * len(self.noises)
+
+
+def spacing(coords: NDArray) -> float:
+    """Typical spacing of positions (N, d): the side of the square (cube) that one of them has to itself, from the distance to the sixth neighbour."""
+    points = distinct(coords)
+    d, count = points.shape[1], min(7, len(points))
+    far = kd_tree(points).query(points, count)[0][:, -1]
+    ball = math.pi ** (d / 2) / math.gamma(d / 2 + 1)
+    return float((ball * np.median(far) ** d / count) ** (1 / d))
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A section as local fields see it.
+
+    Parameters
+    ----------
+    coords
+        (N, d) in units of `pitch`, the typical spacing.
+    latent
+        (N, r + 1): latents of unit variance with the noise of the counts, and the log library size relative to the median.
+    precision
+        (N,) size of the noise, as the number of counts that tell a latent.
+    size
+        (N,) expected total over the genes from which latents are read.
+    log_rate
+        (G,) log of the mean rates of the genes of the section.
+    """
+
+    coords: NDArray
+    pitch: float
+    latent: NDArray
+    precision: NDArray
+    size: NDArray
+    log_rate: NDArray
+
+    @cached_property
+    def tree(self):
+        """A tree of the positions."""
+        return kd_tree(self.coords)
+
+    def neighbours(
+        self, query: NDArray, k: int, centre: NDArray | None, radius: NDArray | float
+    ) -> tuple[NDArray, NDArray]:
+        """The nearest spots of points (M, d) farther than `radius` from `centre`: indices (M, k), and which could not be had (M, k)."""
+        tree, n = self.tree, len(self.coords)
+        if centre is None:
+            index = tree.query(query, min(k, n))[1].reshape(len(query), -1)
+            return index, np.zeros(index.shape, dtype=bool)
+        inside = tree.query_ball_point(centre, radius, return_length=True)
+        index = tree.query(query, min(k + int(inside.max()), n))[1].reshape(len(query), -1)
+        reach = np.reshape(np.broadcast_to(radius, len(query)), (-1, 1))
+        hidden = np.linalg.norm(self.coords[index] - centre[:, None], axis=2) <= reach
+        order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(index, order, 1), np.take_along_axis(hidden, order, 1)
+
+
+def section_rates(data: SpotData) -> NDArray:
+    """(G,) mean rates of a section; half a count is added to each gene, so that none is zero."""
+    n, size = len(data.coords), data.observation.size.sum()
+    return (column_means(data.values) * n + 0.5) / size
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Reads the counts of a spot as latents: projections of Pearson residuals on directions that neighbouring spots share.
+
+    Parameters
+    ----------
+    genes
+        (G,) names.
+    share
+        (G,) share of each gene in the counts, over all sections.
+    directions
+        (G, r) orthonormal.
+    variance
+        (r,) variance of a latent between spots, without the noise of the counts.
+    precision
+        Typical precision of a spot.
+    """
+
+    genes: NDArray
+    share: NDArray
+    directions: NDArray
+    variance: NDArray
+    precision: float
+
+    def columns(self, genes: NDArray) -> tuple[NDArray, NDArray]:
+        """Indices of the genes in common: here, and in `genes`."""
+        _, here, there = np.intersect1d(self.genes, genes, return_indices=True)
+        order = np.argsort(here)
+        return here[order], there[order]
+
+    def sizes(self, data: SpotData) -> tuple[NDArray, NDArray]:
+        """(N,) expected totals over all genes of the encoder, and (C,) shares of the genes in common, as the section has them."""
+        here, there = self.columns(data.genes)
+        rate = section_rates(data)[there]
+        factor = rate.sum() / self.share[here].sum()
+        return data.observation.size * factor, rate / factor
+
+    def read(self, data: SpotData, limit: float) -> Encoded:
+        """The latents of a section."""
+        here, there = self.columns(data.genes)
+        size, share = self.sizes(data)
+        basis = self.directions[here]
+        mixed = np.linalg.inv(
+            basis.T @ basis + RIDGE * np.eye(len(self.variance))
+        )  # is diagonal if all genes are measured
+        weight = (basis @ mixed) / np.sqrt(self.share[here])[:, None]
+        latent = (data.values[:, there] @ weight) / size[:, None] - share @ weight
+        precision = size / np.mean(np.diag(mixed))
+        latent = latent / np.sqrt(self.variance)
+        bound = limit * np.sqrt(1 + 1 / (precision[:, None] * self.variance))
+        depth = np.log(size / np.median(size))[:, None]
+        pitch = spacing(data.coords)
+        return Encoded(
+            data.coords / pitch,
+            pitch,
+            np.hstack([bound * np.tanh(latent / bound), depth]),
+            precision,
+            size,
+            np.log(section_rates(data)),
+        )
+
+
+def heads(
+    section: Encoded, query: NDArray, index: NDArray, hidden: NDArray, encoder: Encoder, config: LoFiConfig
+) -> tuple[Tensor, Tensor]:
+    """Kriging means of the latents of neighbours at points: (M, H, r + 1), and the share of the prior variance that each head explains, (M, H)."""
+    places = torch.from_numpy(section.coords[index])
+    between, away = torch.cdist(places, places), (places - torch.from_numpy(query)[:, None]).norm(dim=2)
+    noise = np.minimum(encoder.precision / section.precision[index], MOST_NOISE) + HIDDEN_NOISE * hidden
+    noise = torch.diag_embed(torch.from_numpy(noise))
+    weights, explained = [], []
+    for length in config.lengths:
+        kernel, near = (_matern(r / length) for r in (between, away))
+        for level in config.noises:
+            factor = torch.linalg.cholesky(kernel + level * noise)
+            weights.append(torch.cholesky_solve(near[..., None], factor)[..., 0])
+            explained.append((weights[-1] * near).sum(1))
+    latent = torch.from_numpy(section.latent)[torch.from_numpy(index)]
+    return (torch.stack(weights, 1) @ latent).float(), torch.stack(explained, 1).float()
+
+
+def _matern(r: Tensor) -> Tensor:
+    """The Matern-3/2 kernel at distances in units of its length."""
+    return (1 + MATERN * r) * torch.exp(-MATERN * r)
+
+
+class LocalNet(nn.Module):
+    """From the heads at a point to the log-rates of genes, relative to the mean rates of a section.
+
+    Parameters
+    ----------
+    n_heads, rank, n_genes
+        H, r and G.
+    config
+        Width, dropout and the limit of latents.
+    """
+
+    def __init__(self, n_heads: int, rank: int, n_genes: int, config: LoFiConfig):
+        super().__init__()
+        self.limit = config.latent_limit
+        self.gate = nn.Parameter(torch.full((n_heads, rank), 1 / n_heads))
+        self.loadings = nn.Parameter(torch.zeros(n_genes, rank))
+        self.intercept = nn.Parameter(torch.zeros(n_genes))
+        last = nn.Linear(config.width, rank)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.correction = nn.Sequential(
+            *(nn.Linear(n_heads * (rank + 2), config.width), nn.GELU(), nn.Dropout(config.dropout)),
+            *(nn.Linear(config.width, config.width), nn.GELU(), nn.Dropout(config.dropout)),
+            last,
+        )
+
+    def latent(self, heads: Tensor, explained: Tensor, own: Tensor | None = None) -> Tensor:
+        """Latents (M, r) from heads (M, H, r + 1). If the heads `own` are given, they are summed, and `heads` give the correction."""
+        summed = heads if own is None else own
+        linear = (summed[..., :-1] * self.gate).sum(1)
+        z = linear + self.correction(torch.cat([heads.flatten(1), explained], 1))
+        return self.limit * torch.tanh(z / self.limit)
+
+    def forward(self, heads: Tensor, explained: Tensor, own: Tensor | None = None) -> Tensor:  # -> (M, G)
+        return self.intercept + self.latent(heads, explained, own) @ self.loadings.T
+
+
+@dataclass(frozen=True, eq=False)
+class LoFiSpots:
+    """A trained local field, which predicts the expression of any section from that section's own spots.
+
+    Parameters
+    ----------
+    genes
+        (G,) names of the genes that can be predicted.
+    encoder
+        Reads counts as latents.
+    members
+        Networks whose log-rates are averaged.
+    config
+        Numbers of the field.
+    """
+
+    genes: NDArray
+    encoder: Encoder
+    members: tuple[LocalNet, ...]
+    config: LoFiConfig
+
+    @torch.no_grad()
+    def rates(self, data: SpotData, coords: NDArray | None = None, *, include_self: bool = False) -> NDArray:
+        """Expected counts per unit of library size of the genes of a section.
+
+        Parameters
+        ----------
+        data
+            Measured spots of one section. All its genes must be among `genes`, and at least one among those of the encoder.
+        coords
+            (M, d) points, in the units of the spots; None takes the spots themselves.
+        include_self
+            Whether a spot is predicted from its own counts as well, if `coords` is None.
+
+        Returns
+        -------
+        (M, C) rates, where C is the number of genes of `data`.
+        """
+        section = self.encoder.read(data, self.config.latent_limit)
+        place = {name: i for i, name in enumerate(self.genes)}
+        columns = torch.tensor([place[name] for name in data.genes])
+        query = section.coords if coords is None else np.asarray(coords, float) / section.pitch
+        out = np.empty((len(query), len(columns)))
+        for start in range(0, len(query), QUERIES):
+            rows = slice(start, start + QUERIES)
+            eta = self._relative(section, query[rows], coords is None, include_self)[:, columns]
+            out[rows] = np.exp(eta.double().numpy() + section.log_rate)
+        return out
+
+    def _relative(self, section: Encoded, query: NDArray, at_spots: bool, include_self: bool) -> Tensor:
+        """Log-rates (M, G) at points relative to the mean rates of the section; `at_spots` hides the spots at the points."""
+        k, own = self.config.n_neighbours, None
+        read = lambda *near: heads(section, query, *near, self.encoder, self.config)
+        inputs = read(*section.neighbours(query, k, query if at_spots else None, 0.0))
+        if at_spots and include_self:
+            own = read(*section.neighbours(query, k, None, 0.0))[0]
+        return torch.stack([net(*inputs, own) for net in self.members]).mean(0)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model to one file, which :meth:`load` reads."""
+        members = {
+            str(i): {name.replace(".", "_"): value.numpy() for name, value in net.state_dict().items()}
+            for i, net in enumerate(self.members)
+        }
+        encoder = {
+            "share": self.encoder.share,
+            "directions": self.encoder.directions,
+            "variance": self.encoder.variance,
+        }
+        content = {
+            "format": FORMAT,
+            "config": dataclasses.asdict(self.config),
+            "genes": list(map(str, self.genes)),
+            "encoder": encoder | {"genes": list(map(str, self.encoder.genes)), "precision": self.encoder.precision},
+            "members": members,
+        }
+        storage.save(path, KIND, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LoFiSpots:
+        """The model in a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, it is damaged, or holds something else.
+        """
+        kind, content = storage.load(path)
+        if kind != KIND or content.get("format") != FORMAT:
+            msg = f"`path={str(path)!r}` holds {kind!r} of format {content.get('format')}: expected a {KIND!r} of format {FORMAT}, which `LoFiSpots.save` writes"
+            raise ValueError(msg)
+        try:
+            return cls._of(content)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            msg = f"`path={str(path)!r}` is not a complete model ({type(error).__name__}: {error}): write it again with `LoFiSpots.save`"
+            raise ValueError(msg) from None
+
+    @classmethod
+    def _of(cls, content: dict) -> LoFiSpots:
+        """The model of a stored content."""
+        config, genes, parts = LoFiConfig(**content["config"]), np.array(content["genes"]), dict(content["encoder"])
+        encoder = Encoder(**parts | {"genes": np.array(parts["genes"])})
+        members = []
+        for weights in content["members"].values():
+            with torch.random.fork_rng(devices=[]):  # starting weights are drawn, and then replaced
+                net = LocalNet(config.n_heads, len(encoder.variance), len(genes), config)
+            names = {name.replace(".", "_"): name for name in net.state_dict()}
+            net.load_state_dict({names[name]: torch.from_numpy(value) for name, value in weights.items()})
+            members.append(net.eval())
+        arrays = [
+            *(part for net in members for part in net.state_dict().values()),
+            *map(torch.from_numpy, (encoder.share, encoder.directions, encoder.variance)),
+        ]
+        if not members or not all(bool(part.isfinite().all()) for part in arrays):
+            msg = "some of its weights are missing or not finite"
+            raise ValueError(msg)
+        return cls(genes, encoder, tuple(members), config)
