@@ -7,12 +7,12 @@
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from imaging_data import archive
+from neurst.imaging.lofi import pretrained_lofi
 from skimage import io
 from skimage.restoration import inpaint_biharmonic
 from skimage.transform import resize
@@ -20,7 +20,7 @@ from tables import write
 
 from neurst.imaging import metrics, plug_and_play
 from neurst.imaging.operators import Operator, interferometer, lensing, pixel_mask, shape_noise
-from neurst.imaging.tgv import SolverConfig, pretrained_denoiser, tv
+from neurst.imaging.tgv import SolverConfig, tv
 
 SEEDS = (0, 1, 2)
 SIDE = 128
@@ -31,18 +31,11 @@ RADIO_WEIGHTS = (0.01, 0.1, 1.0, 10.0)  # of total variation, as multiples of th
 PITCH = 0.29  # arcminutes, of the pixels of the convergence map
 LENSING_WEIGHTS = (0.3, 1.0, 3.0)
 SHORT = SolverConfig(max_steps=1000, step_tol=5e-4)
-QUICK = SolverConfig(tol=1.0, check_every=40)  # forty steps for each call of the denoiser
-
-
-def denoiser() -> Callable[..., np.ndarray]:
-    """The prior of all tables."""
-    model = pretrained_denoiser()
-    return lambda image, sigma: model.reconstruct(image, sigma=sigma, config=QUICK)
 
 
 def inpaint_table() -> None:
     """A picture of which 70 % of the pixels are missing."""
-    prior, rows = denoiser(), []
+    prior, rows = pretrained_lofi(), []
     files = sorted(Path(os.environ["NEURST_DATA"], "images", "Set12").iterdir())[:8]
     for file in files:
         image = io.imread(file) / 255
@@ -67,7 +60,7 @@ def inpaint_table() -> None:
         "inverse-inpaint",
         __file__,
         f"PSNR in dB of the centres (128 x 128) of eight pictures of Set12 of which {100 * (1 - SHARE):.0f} % of the pixels are missing, mean of {len(SEEDS)} masks; +- is the standard deviation over masks. "
-        f"The weight of total variation is chosen for each picture from {len(INPAINT_WEIGHTS)} with the truth at hand; `plug_and_play` with `tgv.pretrained_denoiser()` has its defaults.",
+        f"The weight of total variation is chosen for each picture from {len(INPAINT_WEIGHTS)} with the truth at hand; `plug_and_play` with `lofi.pretrained_lofi()` has its defaults.",
         [
             "| picture | biharmonic | TV, best weight | plug and play |",
             "|---" * 4 + "|",
@@ -91,7 +84,7 @@ def radio_case(side: int, seed: int, name: str = "M31_256") -> tuple[np.ndarray,
 
 def radio_table() -> None:
     """A model of M31 from the visibilities of an array of ten antennas."""
-    prior, lines = denoiser(), []
+    prior, lines = pretrained_lofi(), []
     nothing = lambda image, sigma: image
     for side in (128, 256):
         found, seconds = [], []
@@ -117,7 +110,7 @@ def radio_table() -> None:
         "inverse-radio",
         __file__,
         f"PSNR in dB of M31 from 9,413 visibilities at the baselines of `uv_ami01`, with noise of {100 * VISIBILITY_NOISE:.0f} % of their root mean square, mean of {len(SEEDS)} draws of the noise. Pixels are such that the longest baseline along an axis is just "
-        f"sampled. The weight of total variation is chosen from {len(RADIO_WEIGHTS)} with the truth at hand; `plug_and_play` with `tgv.pretrained_denoiser()` knows the noise and has its defaults.",
+        f"sampled. The weight of total variation is chosen from {len(RADIO_WEIGHTS)} with the truth at hand; `plug_and_play` with `lofi.pretrained_lofi()` knows the noise and has its defaults.",
         [
             "| side | smoothest | TV, best weight | not negative, no denoiser | plug and play | plug and play, not negative | +- | seconds |",
             "|---" * 8 + "|",
@@ -128,7 +121,7 @@ def radio_table() -> None:
 
 def lensing_table() -> None:
     """Convergence from noisy shear, in noise of two depths."""
-    prior, lines = denoiser(), []
+    prior, lines = pretrained_lofi(), []
     kappa = archive("astro/weak_lensing")["massivenus_kappa"].astype(float)
     side = 256
     kappa = kappa[:side, :side] - kappa[:side, :side].mean()
