@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from imaging_data import archive
-from neurst.imaging.lofi import pretrained_lofi
 from skimage import io
 from skimage.restoration import inpaint_biharmonic
 from skimage.transform import resize
 from tables import write
 
 from neurst.imaging import metrics, plug_and_play
+from neurst.imaging.lofi import pretrained_lofi
 from neurst.imaging.operators import Operator, interferometer, lensing, pixel_mask, shape_noise
 from neurst.imaging.tgv import SolverConfig, tv
 

@@ -18,7 +18,7 @@ from skimage import io
 from tables import write
 
 from neurst.imaging import metrics
-from neurst.imaging.lofi import LoFiSpec, fit_lofi, learn_geometry, pretrained_lofi
+from neurst.imaging.lofi import LoFiSpec, LoFiTraining, fit_lofi, learn_geometry, pretrained_lofi
 from neurst.imaging.lofi.reading import read
 from neurst.imaging.operators import filtered_back_projection, lensing, radon, shape_noise
 from neurst.imaging.tgv import SolverConfig, pretrained_denoiser, tv
@@ -200,7 +200,15 @@ def ct_table() -> None:
             "back-projection, then LoFi": [],
         }
         for seed in SEEDS:
-            model = fit_lofi(train_on, degrade=scan, steps=CT_STEPS, random_state=seed, device="cpu", progress=False)
+            model = fit_lofi(
+                train_on,
+                degrade=scan,
+                config=LoFiTraining(refresh_every=CT_REFRESH[side]),
+                steps=CT_STEPS,
+                random_state=seed,
+                device="cpu",
+                progress=False,
+            )
             rows["back-projection, then LoFi"].append({n: model(scan.back(data[n])) for n in tests})
         for name, runs in rows.items():
             scores = [[metrics.psnr(run[n], truth[n]) for run in runs] for n in tests]
@@ -219,7 +227,8 @@ def ct_table() -> None:
 
 
 CT_STEPS = 4000
-CT_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the noise times the root of the number of views
+CT_REFRESH = {128: 4, 256: 16}  # steps after which one input is drawn anew
+CT_WEIGHTS = (0.3, 0.6, 1.2, 2.4)  # in units of the noise times the root of the number of views
 
 
 def best_tv_of_scan(scan: Scan, data: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -227,7 +236,7 @@ def best_tv_of_scan(scan: Scan, data: np.ndarray, truth: np.ndarray) -> np.ndarr
     sigma = 10 ** (-30 / 20) * np.sqrt((data**2).mean())
     start, found = None, []
     for weight in CT_WEIGHTS:
-        config = SolverConfig(max_steps=1000)
+        config = SolverConfig(max_steps=300)
         start = tv(
             data.astype(np.float32),
             scan.operator,
@@ -336,16 +345,17 @@ LENSING_RADII, LENSING_LEVELS, LENSING_STEPS = (
 )
 
 STEP = """
-import resource, sys
+import sys
+from pathlib import Path
 import numpy as np, torch
 from neurst.imaging.lofi import LoFiTraining, fit_lofi
 torch.set_num_threads(1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-small = np.zeros((64, 64), np.float32)
-fit_lofi([small], steps=3, config=LoFiTraining(windows=1, points=512), device="cpu", progress=False)
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+numbers = dict(config=LoFiTraining(windows=1, points=512), device="cpu", progress=False)
+fit_lofi([np.zeros((64, 64), np.float32)], steps=3, **numbers)
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = peak()
-picture = np.load(sys.argv[1], mmap_mode="r")
-fit_lofi([picture], steps=20, config=LoFiTraining(windows=1, points=512), device="cpu", progress=False)
+fit_lofi([np.load(sys.argv[1], mmap_mode="r")], steps=20, **numbers)
 print(before, peak())
 """
 

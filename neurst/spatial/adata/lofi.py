@@ -78,7 +78,8 @@ def read_sections(
 
 def shared_genes(adata: AnnData, known: NDArray, what: str, whose: str) -> list[str]:
     """The genes of an AnnData among known ones; it is an error if there are none."""
-    found = [str(name) for name in adata.var_names if name in set(known)]
+    among = set(known)
+    found = [str(name) for name in adata.var_names if name in among]
     if not found:
         msg = (
             f"`adata.var_names` of {what} ({', '.join(map(repr, adata.var_names[:3]))}, ...) hold none of the {len(known)} genes of {whose} "
