@@ -221,14 +221,14 @@ def ct_table() -> None:
     write(
         "lofi-ct",
         __file__,
-        f"Low-dose CT: 180 views, noise 30 dB below the data, PSNR. LoFi was trained for {CT_STEPS:,} steps on one slice of a chest and one of a spine, with noise drawn afresh; three seeds.",
+        f"Low-dose CT: 180 views, noise 30 dB below the data, PSNR. LoFi was trained for {CT_STEPS:,} steps on one slice of a chest and one of a spine, with noise drawn afresh; three seeds. Total variation has the best of three weights, 400 steps each, started from the one before.",
         ["| side | method | " + " | ".join(tests) + " | mean |", "|---" * (3 + len(tests)) + "|", *lines],
     )
 
 
 CT_STEPS = 4000
 CT_REFRESH = {128: 4, 256: 16}  # steps after which one input is drawn anew
-CT_WEIGHTS = (0.3, 0.6, 1.2, 2.4)  # in units of the noise times the root of the number of views
+CT_WEIGHTS = (2.4, 1.2, 0.6)  # in units of the noise times the root of the number of views
 
 
 def best_tv_of_scan(scan: Scan, data: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -236,7 +236,7 @@ def best_tv_of_scan(scan: Scan, data: np.ndarray, truth: np.ndarray) -> np.ndarr
     sigma = 10 ** (-30 / 20) * np.sqrt((data**2).mean())
     start, found = None, []
     for weight in CT_WEIGHTS:
-        config = SolverConfig(max_steps=300)
+        config = SolverConfig(max_steps=400)
         start = tv(
             data.astype(np.float32),
             scan.operator,
