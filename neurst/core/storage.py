@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
+Model = TypeVar("Model")
 SCHEMA = 1  # of the file; raise it when the layout changes
 HEADER = "neurst"  # name of the JSON text in the metadata of the file
 
@@ -94,6 +97,47 @@ def load(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
         )
         raise ValueError(msg)
     return kind, content
+
+
+def restore(path: str | os.PathLike, kind: str, form: int, build: Callable[[dict[str, Any]], Model]) -> Model:
+    """What `build` makes of the content of a file, of a kind whose content has a ``"format"``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`load`; and if the file holds another kind or format, or `build` fails.
+    """
+    found, content = load(path)
+    if found != kind or content.get("format") != form:
+        msg = (
+            f"`path={str(path)!r}` holds {found!r} of format {content.get('format')}: expected {kind!r} of format {form}, "
+            "which the `save` of such a model writes in this version"
+        )
+        raise ValueError(msg)
+    try:
+        return build(content)
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        msg = f"`path={str(path)!r}` is damaged ({type(error).__name__}: {error}): save the model again"
+        raise ValueError(msg) from None
+
+
+def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """The weights of a module as arrays, which :func:`save` can write."""
+    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def fill(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Give a module the weights that :func:`weights_of` returned.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        If weights are missing, have another shape, or are not finite.
+    """
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
+        msg = "some weights are not finite"
+        raise ValueError(msg)
 
 
 def written_by() -> str:

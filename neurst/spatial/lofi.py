@@ -354,10 +354,7 @@ class LoFiSpots:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one file, which :meth:`load` reads."""
-        members = {
-            str(i): {name.replace(".", "_"): value.numpy() for name, value in net.state_dict().items()}
-            for i, net in enumerate(self.members)
-        }
+        members = {str(i): storage.weights_of(net) for i, net in enumerate(self.members)}
         encoder = {
             "share": self.encoder.share,
             "directions": self.encoder.directions,
@@ -381,15 +378,7 @@ class LoFiSpots:
         FileNotFoundError, ValueError
             If there is no such file, it is damaged, or holds something else.
         """
-        kind, content = storage.load(path)
-        if kind != KIND or content.get("format") != FORMAT:
-            msg = f"`path={str(path)!r}` holds {kind!r} of format {content.get('format')}: expected a {KIND!r} of format {FORMAT}, which `LoFiSpots.save` writes"
-            raise ValueError(msg)
-        try:
-            return cls._of(content)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            msg = f"`path={str(path)!r}` is not a complete model ({type(error).__name__}: {error}): write it again with `LoFiSpots.save`"
-            raise ValueError(msg) from None
+        return storage.restore(path, KIND, FORMAT, cls._of)
 
     @classmethod
     def _of(cls, content: dict) -> LoFiSpots:
@@ -400,14 +389,10 @@ class LoFiSpots:
         for weights in content["members"].values():
             with torch.random.fork_rng(devices=[]):  # starting weights are drawn, and then replaced
                 net = LocalNet(config.n_heads, len(encoder.variance), len(genes), config)
-            names = {name.replace(".", "_"): name for name in net.state_dict()}
-            net.load_state_dict({names[name]: torch.from_numpy(value) for name, value in weights.items()})
+            storage.fill(net, weights)
             members.append(net.eval())
-        arrays = [
-            *(part for net in members for part in net.state_dict().values()),
-            *map(torch.from_numpy, (encoder.share, encoder.directions, encoder.variance)),
-        ]
-        if not members or not all(bool(part.isfinite().all()) for part in arrays):
-            msg = "some of its weights are missing or not finite"
+        arrays = (encoder.share, encoder.directions, encoder.variance)
+        if not members or not all(np.isfinite(array).all() for array in arrays):
+            msg = "members are missing, or numbers are not finite"
             raise ValueError(msg)
         return cls(genes, encoder, tuple(members), config)

@@ -217,7 +217,7 @@ WRONG = {
     "NaN": (lambda p: LearnedTGV(SMALL).maps(np.full((3, 3), np.nan)), ValueError, "`data` is not finite"),
     "no file": (lambda p: LearnedTGV.load(p), FileNotFoundError, "there is no such file"),
     "a damaged file": (lambda p: LearnedTGV.load(damaged(p)), ValueError, "is not a file that neurst saved, or it is damaged"),
-    "a field": (lambda p: LearnedTGV.load(of_another_kind(p)), ValueError, "holds 'field' .* expected a 'learned_tgv'"),
+    "a field": (lambda p: LearnedTGV.load(of_another_kind(p)), ValueError, "holds 'field' .* expected 'learned_tgv'"),
     "no pictures": (lambda p: fit_reconstructor(LearnedTGV(SMALL), [], add_noise(0.1, 0.2)), ValueError, "`pictures` is empty"),
     "small pictures": (
         lambda p: fit_reconstructor(LearnedTGV(SMALL), [NOISY], add_noise(0.1, 0.2)), ValueError, r"`pictures\[0\]` .* `patch=64`"),
@@ -227,7 +227,7 @@ WRONG = {
         lambda p: denoise(NOISY, method="learned_tgv", options=FitOptions(lam=3.0)), ValueError, "`options` sets `lam=3.0` with"),
     "numbers of a fit": (
         lambda p: denoise(NOISY, method="learned_tgv", config=ImageConfig(steps=9)), ValueError, "`config` sets `steps=9` with"),
-    "another method": (lambda p: denoise(NOISY, method="tgv"), ValueError, "`method='tgv'`: expected 'neurtv' or 'learned_tgv'"),
+    "another method": (lambda p: denoise(NOISY, method="tgv"), ValueError, "`method='tgv'`: expected 'neurtv', 'learned_tgv' or 'lofi'"),
     "another unit": (lambda p: LearnedConfig(unit="dB"), ValueError, "`LearnedConfig.unit='dB'`: expected 'sigma' or 'rms'"),
 }  # fmt: skip
 

@@ -157,13 +157,13 @@ def test_a_file_that_is_not_a_complete_model_is_refused(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         LoFiSpots.load(path)
     storage.save(path, "field", {"format": 1})
-    with pytest.raises(ValueError, match="expected a 'lofi_spots' of format 1"):
+    with pytest.raises(ValueError, match="expected 'lofi_spots' of format 1"):
         LoFiSpots.load(path)
     model.save(path)
     _, content = storage.load(path)
     for wrong in ({"members": {}}, {"genes": ["a"]}, {"config": {"rank": 0}}):
         storage.save(path, KIND, content | wrong)
-        with pytest.raises(ValueError, match="is not a complete model"):
+        with pytest.raises(ValueError, match="is damaged"):
             LoFiSpots.load(path)
 
 

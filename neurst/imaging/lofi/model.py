@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -236,19 +237,15 @@ class LoFi:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one file, which :func:`load_lofi` reads."""
-        warp = None if self.warp is None else {"kind": self.warp.kind, "weights": _arrays(self.warp)}
+        warp = None if self.warp is None else {"kind": self.warp.kind, "weights": storage.weights_of(self.warp)}
         content = {
             "format": FORMAT,
             "spec": dataclasses.asdict(self.spec),
             "unit": self.unit,
             "shape": None if self.net.filter is None else self.net.filter.shape,
-            "weights": _arrays(self.net),
+            "weights": storage.weights_of(self.net),
         }
         storage.save(PATH("path", path), KIND, content | ({} if warp is None else {"warp": warp}))
-
-
-def _arrays(module: torch.nn.Module) -> dict[str, NDArray]:
-    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
 
 
 @checked(path=PATH)
@@ -279,31 +276,21 @@ def load_lofi(path: str | os.PathLike) -> LoFi:
     ...     load_lofi(folder + "/a.safetensors").spec.rays
     9
     """
-    kind, content = storage.load(path)
-    if kind != KIND or content.get("format") != FORMAT:
-        msg = f"`path={str(path)!r}` holds {kind!r} of format {content.get('format')}: expected {KIND!r} of format {FORMAT}, which `LoFi.save` of this version writes"
+    return storage.restore(path, KIND, FORMAT, _built)
+
+
+def _built(content: dict[str, Any]) -> LoFi:
+    """The model of a stored content."""
+    unit, shape, warp = content["unit"], content["shape"], None
+    if not (unit is None or 0 < unit < math.inf):
+        msg = f"the unit is {unit}"
         raise ValueError(msg)
-    try:
-        unit, shape, warp = content["unit"], content["shape"], None
-        net = LoFiNet(LoFiSpec(**content["spec"]), in_noise_units=unit is None, shape=shape and tuple(shape))
-        _load(net, content["weights"])
-        if "warp" in content:
-            warp = Warp(content["warp"]["kind"])
-            _load(warp, content["warp"]["weights"])
-        if not (unit is None or 0 < unit < math.inf):
-            msg = f"the unit is {unit}"
-            raise ValueError(msg)
-    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        msg = f"`path={str(path)!r}` is damaged ({type(error).__name__}: {error}): save the model again"
-        raise ValueError(msg) from None
+    net = LoFiNet(LoFiSpec(**content["spec"]), in_noise_units=unit is None, shape=shape and tuple(shape))
+    storage.fill(net, content["weights"])
+    if "warp" in content:
+        warp = Warp(content["warp"]["kind"])
+        storage.fill(warp, content["warp"]["weights"])
     return LoFi(net, unit=unit, warp=warp)
-
-
-def _load(module: torch.nn.Module, weights: dict[str, NDArray]) -> None:
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
-        msg = "some weights are not finite"
-        raise ValueError(msg)
 
 
 SHIPPED = Path(__file__).with_name("denoiser.safetensors")  # which benchmarks/train_lofi.py writes

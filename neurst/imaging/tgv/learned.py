@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -259,8 +260,8 @@ class LearnedTGV(nn.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one file, which :meth:`load` reads."""
-        weights = {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
-        storage.save(path, KIND, {"format": FORMAT, "config": dataclasses.asdict(self.config), "weights": weights})
+        content = {"format": FORMAT, "config": dataclasses.asdict(self.config), "weights": storage.weights_of(self)}
+        storage.save(path, KIND, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LearnedTGV:
@@ -271,20 +272,13 @@ class LearnedTGV(nn.Module):
         FileNotFoundError, ValueError
             If there is no such file, it is damaged, or holds something else.
         """
-        kind, content = storage.load(path)
-        if kind != KIND or content.get("format") != FORMAT:
-            msg = f"`path={str(path)!r}` holds {kind!r} of format {content.get('format')}: expected a {KIND!r} of format {FORMAT}, which `LearnedTGV.save` writes"
-            raise ValueError(msg)
-        try:
+
+        def build(content: dict[str, Any]) -> LearnedTGV:
             model = cls(LearnedConfig(**content["config"]))
-            model.load_state_dict({name: torch.from_numpy(value) for name, value in content["weights"].items()})
-            if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-                msg = "some of its weights are not finite"
-                raise RuntimeError(msg)
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            msg = f"`path={str(path)!r}` is not a complete model ({type(error).__name__}: {error}): write it again with `LearnedTGV.save`"
-            raise ValueError(msg) from None
-        return model.eval()
+            storage.fill(model, content["weights"])
+            return model.eval()
+
+        return storage.restore(path, KIND, FORMAT, build)
 
 
 def pretrained_denoiser() -> LearnedTGV:
