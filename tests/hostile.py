@@ -31,7 +31,7 @@ from sections import QUICK, frozen, section
 
 import neurst
 from neurst import datasets, get, imaging, pl, tl
-from neurst.core import jet, nets, penalty
+from neurst.core import nets, penalty, table
 from neurst.imaging import FitOptions, metrics
 from neurst.spatial.adata import changes
 from neurst.spatial.priors import ALTERNATIVES, Constant, GaussianProcess
@@ -330,7 +330,7 @@ def verbs(m):
         "metrics.rmse": (metrics.rmse, {"image": truth, "truth": truth + 1}, ("image", "truth")),
         "metrics.sam": (metrics.sam, {"cube": m.cube, "truth": m.cube + 1}, ("cube", "truth")),
         "metrics.chamfer": (metrics.chamfer, {"a": m.points, "b": m.circle}, ("a", "b")),
-        "jet.partials": (jet.partials, {"f": lambda x: x**2, "x": torch.ones(3, 2).double(), "order": 2}, ()),
+        "table.partials": (table.partials, {"f": lambda x: x**2, "x": torch.ones(3, 2).double(), "order": 2}, ()),
     }  # fmt: skip
     fields = {
         "expression": get.field(m.fitted),

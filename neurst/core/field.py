@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurst.core import jet, storage
+from neurst.core import jet, storage, table
 from neurst.core.arguments import PATH, checked, coordinates, shown
 from neurst.core.heads import Affine, Head, Identity, Loadings
-from neurst.core.jet import Jet, MultiIndex
+from neurst.core.jet import Jet
 from neurst.core.lattice import Lattice
 from neurst.core.likelihood import Gaussian, Likelihood, NegativeBinomial, Poisson, RootGaussian, Truncated
 from neurst.core.nets import NETWORKS, Network
 from neurst.core.samples import Box
+from neurst.core.table import MultiIndex
 from neurst.core.tensor_product import value_at
 
 POINTS_AT_ONCE = 16_384  # most points in one forward pass
@@ -79,12 +80,12 @@ class Field(ABC):
         return self.read(lambda x: jet.hessian(self.in_box, x) / self.box.scale**2, coords, width=width)
 
     def partials(self, coords, order: int) -> tuple[Any, list[MultiIndex]]:  # (N, d) -> (N, C, M), M multi-indices
-        """All distinct partial derivatives of the values up to an order, as :func:`neurst.core.jet.partials` gives them."""
-        alphas = jet.multi_indices(self.n_dims, jet.ORDER("order", order))
+        """All distinct partial derivatives of the values up to an order, as :func:`neurst.core.table.partials` gives them."""
+        alphas = table.multi_indices(self.n_dims, table.ORDER("order", order))
         unit = torch.tensor([self.box.scale ** -sum(alpha) for alpha in alphas], dtype=torch.float64)
 
         def function(x: Tensor) -> Tensor:
-            found = jet.partials(self.in_box, x, order)[0]
+            found = table.partials(self.in_box, x, order)[0]
             return found * unit.to(found)
 
         return self.read(function, coords, width=self.n_channels * len(alphas)), alphas

@@ -7,7 +7,6 @@ rules themselves are defined in :mod:`neurst.core.rules`.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -16,11 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurst.core.arguments import shown, whole
-
-MultiIndex = tuple[int, ...]  # alpha: how often a function is differentiated along each axis
-ORDER = whole(0, 16)  # order of partial derivatives; higher orders are mostly rounding errors
-MOST_CANDIDATES = 20_000  # directions that are looked at for partial derivatives
 RULES: dict[Callable, Callable] = {}  # torch op -> its Taylor rule
 
 
@@ -34,7 +28,7 @@ def rule(*ops: Callable) -> Callable:
     return register
 
 
-def _operators(op: Callable) -> tuple[Callable, Callable]:
+def operators(op: Callable) -> tuple[Callable, Callable]:
     """The methods behind ``jet * other`` and ``other * jet``."""
     return lambda jet, other: op(jet, other), lambda jet, other: op(other, jet)
 
@@ -89,11 +83,11 @@ class Jet:
             raise TypeError(msg)
         return RULES[func](*args, **(kwargs or {}))
 
-    __add__, __radd__ = _operators(torch.add)
-    __sub__, __rsub__ = _operators(torch.sub)
-    __mul__, __rmul__ = _operators(torch.mul)
-    __truediv__, __rtruediv__ = _operators(torch.div)
-    __pow__, _ = _operators(torch.pow)
+    __add__, __radd__ = operators(torch.add)
+    __sub__, __rsub__ = operators(torch.sub)
+    __mul__, __rmul__ = operators(torch.mul)
+    __truediv__, __rtruediv__ = operators(torch.div)
+    __pow__, _ = operators(torch.pow)
 
     def __neg__(self):
         return torch.neg(self)
@@ -188,101 +182,3 @@ def mixed(f: Function, x: Tensor, *vectors: Tensor) -> Tensor:  # -> (N, C)
     signs = torch.tensor([(1, *s) for s in itertools.product((1, -1), repeat=k - 1)], dtype=x.dtype, device=x.device)
     d_k = derivative(f, x, signs @ torch.stack(vectors), k)
     return torch.einsum("s,snc->nc", signs.prod(1), d_k) / (2 ** (k - 1) * math.factorial(k))
-
-
-def multi_indices(d: int, order: int) -> list[MultiIndex]:
-    """All multi-indices of d axes with sum at most `order`, sorted by sum and then with the leading axes first.
-
-    Examples
-    --------
-    >>> multi_indices(2, 2)
-    [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
-    """
-    return [alpha for k in range(order + 1) for alpha in _of_order(d, k)]
-
-
-def partials(f: Function, x: Tensor, order: int) -> tuple[Tensor, list[MultiIndex]]:
-    r"""All distinct partial derivatives :math:`D^\alpha f` up to an order, mixed ones included, in one forward pass.
-
-    The jet along D directions gives :math:`D_v^k f = \sum_{|\alpha| = k} \tfrac{k!}{\alpha!} v^\alpha D^\alpha f`, which is solved for
-    the partial derivatives of each order k. D is the number of partial derivatives of the highest order.
-
-    Parameters
-    ----------
-    f
-        Function (N, d) -> (N, C) that uses only ops with a Taylor rule.
-    x
-        (N, d) points.
-    order
-        Highest order K, 0 to 16. Rounding grows with the order: above 4, pass float64.
-
-    Returns
-    -------
-    The derivatives (N, C, M), and their M multi-indices in the order of :func:`multi_indices`; the first is the value.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `x` is not a floating-point tensor (N, d), `order` is out of range, or `f` uses an op without a Taylor rule.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
-    >>> values, alphas = partials(lambda u: u[..., :1] * u[..., :1] * u[..., 1:], x, order=2)  # f(x, y) = x^2 y
-    >>> {alpha: round(float(v), 6) for alpha, v in zip(alphas, values[0, 0])}
-    {(0, 0): 12.0, (1, 0): 12.0, (0, 1): 4.0, (2, 0): 6.0, (1, 1): 4.0, (0, 2): 0.0}
-    """
-    order = ORDER("order", order)
-    if not callable(f):
-        msg = f"`f={shown(f)}`: expected a function of points (N, d)"
-        raise TypeError(msg)
-    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-        msg = f"`x={shown(x)}`: expected a floating-point tensor (N, d), one row for each point"
-        raise TypeError(msg)
-    d = x.shape[1]
-    if order == 0:
-        return f(x)[..., None], multi_indices(d, 0)
-    directions = _spread_directions(d, order).to(x)
-    jet = f(seed(x, directions, order))
-    found = [jet.value[..., None]]
-    for k in range(1, order + 1):
-        solve = torch.linalg.pinv(_monomials(directions.double(), k)).to(jet.value)  # (M_k, D)
-        found.append(torch.einsum("md,dnc->ncm", solve, jet.derivative(k)))
-    return torch.cat(found, -1), multi_indices(d, order)
-
-
-def _of_order(d: int, k: int) -> list[MultiIndex]:
-    picks = itertools.combinations_with_replacement(range(d), k)
-    return [tuple(pick.count(axis) for axis in range(d)) for pick in picks]
-
-
-def _monomials(v: Tensor, k: int) -> Tensor:  # (D, d) -> (D, M_k)
-    r""":math:`\tfrac{k!}{\alpha!} v^\alpha` for the multi-indices of sum k."""
-    columns = [
-        math.factorial(k) / math.prod(map(math.factorial, alpha)) * (v ** torch.tensor(alpha).to(v)).prod(-1)
-        for alpha in _of_order(v.shape[1], k)
-    ]
-    return torch.stack(columns, -1)
-
-
-@functools.cache
-def _spread_directions(d: int, k: int) -> Tensor:  # -> (D, d) float64
-    """As many unit vectors as there are partial derivatives of order k, spread so that they determine these well.
-
-    Greedy choice from a lattice of candidates: each step takes the candidate that depends least on those already chosen
-    (pivoted Gram-Schmidt).
-    """
-    radius = min(k, 3 if k < 8 else 4)  # large enough that there are more candidates than derivatives
-    if (2 * radius + 1) ** d > MOST_CANDIDATES:  # the multi-indices themselves are enough, if not spread as well
-        half = _of_order(d, k)
-    else:
-        lattice = itertools.product(range(radius, -radius - 1, -1), repeat=d)
-        half = [v for v in lattice if any(v) and next(a for a in v if a) > 0]  # -v gives no more information than v
-    candidates = torch.nn.functional.normalize(torch.tensor(half, dtype=torch.float64), dim=1).unique(dim=0)
-    rest, chosen = _monomials(candidates, k), []
-    for _ in range(rest.shape[1]):
-        chosen.append(int(rest.norm(dim=1).argmax()))
-        unit = torch.nn.functional.normalize(rest[chosen[-1]], dim=0)
-        rest = rest - (rest @ unit)[:, None] * unit
-    return candidates[chosen]

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurst.core.jet import Jet, MultiIndex, multi_indices, partials, seed
+from neurst.core.jet import Jet, seed
 from neurst.core.lattice import Lattice
+from neurst.core.table import MultiIndex, multi_indices, partials
 
 
 @dataclass(frozen=True, eq=False)

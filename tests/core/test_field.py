@@ -13,11 +13,11 @@ from neurst.core import field as field_module
 from neurst.core import storage
 from neurst.core.field import MODULES, FittedField, load_field, network_from_dict
 from neurst.core.heads import Affine, Head, Identity, Loadings
-from neurst.core.jet import multi_indices
 from neurst.core.likelihood import Gaussian, NegativeBinomial, Poisson, RootGaussian, Truncated
 from neurst.core.nets import NETWORKS as registry
 from neurst.core.nets import Fourier, LowRank, Siren, Spline
 from neurst.core.samples import Box
+from neurst.core.table import multi_indices
 
 C = 3
 SHIFT, GAIN = normal(C, seed=1), uniform(C, seed=2, low=0.5, high=2.0)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +14,6 @@ from neurst.core.jet import (
     jacobian,
     laplacian,
     mixed,
-    multi_indices,
-    partials,
     rule,
     seed,
 )
@@ -99,15 +95,6 @@ def spline(d=2, c=3):
     return net
 
 
-def nested_partial(f, x, alpha):
-    """``D^alpha f`` by one forward mode inside another: slow and right."""
-    for axis, times in enumerate(alpha):
-        e = torch.eye(x.shape[1], dtype=x.dtype)[axis].expand_as(x).contiguous()
-        for _ in range(times):
-            f = lambda u, f=f, e=e: jvp(f, (u,), (e,))[1]
-    return f(x)
-
-
 @pytest.mark.parametrize("op", RULES)
 def test_every_rule_and_its_gradient_agree_with_nested_forward_mode(op):
     (function, centre), highest = CASES[op], MAX_ORDER.get(op, 4)
@@ -160,37 +147,6 @@ def test_a_mixed_derivative_agrees_with_one_forward_mode_inside_another():
 # ---- all partial derivatives
 
 
-@pytest.mark.parametrize(("d", "order"), [(1, 4), (2, 0), (2, 3), (3, 1), (3, 4)])
-def test_multi_indices_are_distinct_graded_and_as_many_as_there_are_partial_derivatives(d, order):
-    alphas = multi_indices(d, order)
-    assert len(set(alphas)) == len(alphas) == math.comb(d + order, order)
-    assert all(len(alpha) == d and min(alpha) >= 0 for alpha in alphas)
-    # by rising sum, and within one sum from the first axis to the last
-    assert alphas == sorted(alphas, key=lambda alpha: (sum(alpha), *(-a for a in alpha)))
-    assert (alphas[0], sum(alphas[-1])) == ((0,) * d, order)
-
-
-@pytest.mark.parametrize("d", [1, 2, 3])
-@pytest.mark.parametrize("make", [siren, spline])
-def test_partial_derivatives_agree_with_nested_forward_mode(make, d):
-    net, x = make(d), uniform(4, d)
-    for order in range(3 if make is spline else 5):  # third derivatives of a spline jump at its knots
-        found, alphas = partials(net, x, order)
-        assert alphas == multi_indices(d, order)
-        assert found.shape == (4, 3, len(alphas))
-        for values, alpha in zip(found.unbind(-1), alphas, strict=True):
-            expected = nested_partial(net, x, alpha)
-            torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()))
-
-
-def test_partial_derivatives_are_right_up_to_the_highest_order_that_is_allowed():
-    for d in (1, 2, 3):
-        a = torch.tensor([0.7, -1.3, 0.9][:d]).double()
-        found, alphas = partials(lambda x, a=a: torch.exp(F.linear(x, a[None])), torch.zeros(1, d).double(), 16)
-        expected = torch.stack([(a ** torch.tensor(alpha)).prod() for alpha in alphas])
-        torch.testing.assert_close(found[0, 0], expected, rtol=1e-6, atol=0)
-
-
 # ---- what is refused
 
 
@@ -227,19 +183,7 @@ def test_a_jet_refuses_what_its_rules_do_not_cover(call, message):
 
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda: seed(X[0]), ValueError, r"`x` has shape \(3,\) and `order` is 1: expected \(N, d\) and order >= 1"),
-    (lambda: partials(siren(d=3), X, 17), ValueError, "`order=17`"),
-    (lambda: partials(siren(d=3), X, 1.0), TypeError, "`order=1.0`"),
-    (lambda: partials(siren(d=3), X[0], 1), TypeError, r"`x=.*`: expected a floating-point tensor \(N, d\)"),
-    (lambda: partials(X, X, 1), TypeError, r"`f=.*`: expected a function of points"),
 ])  # fmt: skip
 def test_points_and_orders_that_cannot_be_taken_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.parametrize(("d", "order"), [(7, 3), (10, 2), (16, 2)])
-def test_partial_derivatives_in_many_dimensions_take_no_longer_than_their_number_requires(d, order):
-    x = uniform(2, d)
-    found, alphas = partials(lambda u: torch.exp(F.linear(u, torch.ones(1, d).double())), x, order)
-    assert len(alphas) == math.comb(d + order, order)
-    torch.testing.assert_close(found[:, 0], torch.exp(x.sum(1))[:, None].expand(-1, len(alphas)), rtol=1e-8, atol=0)

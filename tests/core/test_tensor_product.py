@@ -4,13 +4,14 @@ from draws import normal, uniform
 
 from neurst.core.collocation import LatticeCollocation
 from neurst.core.fit import FitConfig, fit_field
-from neurst.core.jet import derivative, multi_indices
-from neurst.core.jet import partials as partials_at
+from neurst.core.jet import derivative
 from neurst.core.lattice import Lattice, gaussian_mean
 from neurst.core.likelihood import Gaussian
 from neurst.core.nets import LowRank, Siren, Spline
 from neurst.core.penalty import PENALTIES, IsotropicTV, evaluate
 from neurst.core.samples import Samples
+from neurst.core.table import multi_indices
+from neurst.core.table import partials as partials_at
 from neurst.core.tensor_product import jet_at, lattice_partials
 
 TENSOR_PRODUCTS = {
