@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from neurst.core.arguments import POSITIVE, real_array
@@ -179,6 +178,8 @@ def _convolution(spread: Tensor, shape: tuple[int, int]) -> tuple[Callable[[Tens
 
 def _norm(normal: Callable[[Tensor], Tensor], shape: tuple[int, int], bound: float) -> float:
     """The norm of A from A'A: its largest eigenvalue by the Lanczos method, enlarged by its accuracy, and at most `bound`, which holds but is loose."""
+    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
+
     n = math.prod(shape)
     if n < 3:  # too small for the method
         return math.sqrt(bound)
