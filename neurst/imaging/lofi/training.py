@@ -31,7 +31,7 @@ from neurst.core.arguments import (
 )
 from neurst.core.fit import DEVICE
 from neurst.core.progress import StepCounter, progress_bar
-from neurst.core.train import TrainConfig, train
+from neurst.core.train import TrainConfig, seeded, train
 from neurst.imaging.lofi.model import LoFi
 from neurst.imaging.lofi.net import HIGHEST, PIECES, LoFiNet
 from neurst.imaging.lofi.pictures import Picture, as_pairs, as_pictures, standard_deviation, tensor
@@ -211,8 +211,7 @@ def fit_lofi(
         raise ValueError(msg)
     noisy = degrade is None and inputs is None
     unit = None if noisy else standard_deviation(pairs.inputs)
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.manual_seed(random_state)
+    with seeded(random_state):  # layers draw their first weights from the global generator
         net = LoFiNet(spec, in_noise_units=noisy, shape=_common_shape(pairs, spec))
     if spec.filter != "none":
         if noisy:

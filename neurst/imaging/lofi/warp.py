@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neurst.core.arguments import ANYTHING, FLAG, SEED, check_fields, checked, coordinates, instance, one_of
 from neurst.core.fit import DEVICE
 from neurst.core.progress import StepCounter, progress_bar
-from neurst.core.train import TrainConfig, train
+from neurst.core.train import TrainConfig, seeded, train
 from neurst.imaging.lofi.pictures import Picture, as_pairs, standard_deviation, tensor
 from neurst.imaging.lofi.reading import pyramid, read
 
@@ -78,8 +78,7 @@ class Warp(nn.Module):
         self.matrix, self.shift = nn.Parameter(torch.eye(2)), nn.Parameter(torch.zeros(2))
         self.bend = None
         if kind == "smooth":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with seeded(0):
                 layers = [nn.Linear(2, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2)]
             self.bend = nn.Sequential(*layers)
             nn.init.zeros_(layers[-1].weight)
