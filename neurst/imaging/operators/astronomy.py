@@ -15,6 +15,7 @@ from neurst.imaging.operators.base import Operator, picture_shape
 
 CHUNK = 2048  # visibilities that are computed at a time
 NORM_TOL = 1e-3  # relative accuracy of the norm of an interferometer, by which it is enlarged
+LARGEST_FREQUENCY = 1e3  # radians per pixel
 
 
 def lensing(shape: tuple[int, int]) -> Operator:
@@ -115,6 +116,9 @@ def interferometer(shape: tuple[int, int], uv: ArrayLike) -> Operator:
     shape, uv = picture_shape("shape", shape), real_array("uv", uv)
     if uv.ndim != 2 or uv.shape[1] != 2 or not len(uv) or not np.isfinite(uv).all():
         msg = f"`uv` has shape {uv.shape}: expected finite numbers (M, 2), angular frequencies along rows and columns in radians per pixel"
+        raise ValueError(msg)
+    if np.abs(uv).max() > LARGEST_FREQUENCY:
+        msg = f"`uv` goes up to {np.abs(uv).max():.3g}: expected angular frequencies in radians per pixel, of which those beyond pi are sampled too coarsely; multiply wavelengths by 2 pi times the size of a pixel in radians"
         raise ValueError(msg)
     frequencies = torch.from_numpy(uv)
 
