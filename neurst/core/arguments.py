@@ -145,6 +145,20 @@ def one_of(*names: str | None) -> Rule:
     return Rule(tuple(map(repr, names)), read)
 
 
+def pair(rule: Rule, words: str) -> Rule:
+    """Two values, each of which obeys `rule`, as a tuple; `words` says what they are."""
+
+    def read(value: Any) -> tuple:
+        if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+            raise TypeError
+        out = tuple(rule.read(each) for each in value)
+        if len(out) != 2:
+            raise ValueError
+        return out
+
+    return Rule((f"{words}, each {rule.expected}",), read, rule.advice)
+
+
 def several(rule: Rule, least: int = 1) -> Rule:
     """One value, or a list of at least `least` values, each of which obeys `rule`. The result is a tuple."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,14 @@ class TrainConfig:
         """The learning rate of a step."""
         warm = min(1.0, (step + 1) / max(self.warm_up, 1))
         return self.learning_rate * warm * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+@contextlib.contextmanager
+def seeded(random_state: int) -> Iterator[None]:
+    """Draw from torch's global generator of the CPU with a seed, as layers do for their first weights; afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_state)  # `torch.manual_seed` would also seed accelerators
+        yield
 
 
 @torch.inference_mode(False)

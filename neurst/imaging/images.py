@@ -317,7 +317,7 @@ def _denoise_trained(
     image: np.ndarray, method: str, sigma: float | None, options: FitOptions, config: ImageConfig
 ) -> np.ndarray:
     """The picture that a model in the package gives."""
-    from neurst.imaging.lofi.model import pretrained_lofi
+    from neurst.imaging.lofi.model import shipped_lofi
     from neurst.imaging.tgv.learned import pretrained_denoiser
 
     for name, given in (("options", dataclasses.replace(options, progress=True)), ("config", config)):
@@ -332,7 +332,7 @@ def _denoise_trained(
     if sigma == 0:
         return image.astype(dtype)
     if method == "lofi":
-        return pretrained_lofi()(image, sigma=sigma)
+        return shipped_lofi()(image, sigma=sigma)
     found = pretrained_denoiser().reconstruct(image, sigma=sigma, progress=options.progress)
     return found.astype(dtype, copy=False)
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neurst.core import storage
-from neurst.core.arguments import POSITIVE, SHARE, check_fields, number, several, whole
+from neurst.core.arguments import POSITIVE, SHARE, check_fields, coordinates, number, several, whole
+from neurst.core.train import seeded
 from neurst.spatial.data import SpotData
 from neurst.spatial.geometry import distinct, kd_tree
 from neurst.spatial.matrix import column_means
@@ -33,6 +34,7 @@ HIDDEN_NOISE = 1e4  # noise level of a hidden neighbour, which then has no weigh
 MOST_NOISE = 50.0  # of a spot with few counts, relative to the typical spot
 RIDGE = 0.03  # for sections that measure a part of the genes
 MATERN = math.sqrt(3)
+TIE = 1e-6  # relative difference of distances that count as equal
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,26 @@ class Encoded:
     def neighbours(
         self, query: NDArray, k: int, centre: NDArray | None, radius: NDArray | float
     ) -> tuple[NDArray, NDArray]:
-        """The nearest spots of points (M, d) farther than `radius` from `centre`: indices (M, k), and which could not be had (M, k)."""
-        tree, n = self.tree, len(self.coords)
-        if centre is None:
-            index = tree.query(query, min(k, n))[1].reshape(len(query), -1)
-            return index, np.zeros(index.shape, dtype=bool)
-        inside = tree.query_ball_point(centre, radius, return_length=True)
-        index = tree.query(query, min(k + int(inside.max()), n))[1].reshape(len(query), -1)
-        reach = np.reshape(np.broadcast_to(radius, len(query)), (-1, 1))
-        hidden = np.linalg.norm(self.coords[index] - centre[:, None], axis=2) <= reach
-        order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(index, order, 1), np.take_along_axis(hidden, order, 1)
+        """The nearest spots of points (M, d) farther than `radius` from `centre`: indices (M, k), and which of them are not to be used (M, k).
+
+        On a lattice many spots are equally far. Of those as far as the next spot that is left out none is used, so that the order of the spots does not matter.
+        """
+        tree, n, hidden_most = self.tree, len(self.coords), 0
+        if centre is not None:
+            hidden_most = int(tree.query_ball_point(centre, radius, return_length=True).max())
+        away, index = (part.reshape(len(query), -1) for part in tree.query(query, min(k + 1 + hidden_most, n)))
+        hidden = np.zeros(index.shape, dtype=bool)
+        if centre is not None:
+            reach = np.reshape(np.broadcast_to(radius, len(query)), (-1, 1))
+            hidden = np.linalg.norm(self.coords[index] - centre[:, None], axis=2) <= reach
+        order = np.argsort(hidden, axis=1, kind="stable")[:, : k + 1]
+        index, hidden, away = (np.take_along_axis(part, order, 1) for part in (index, hidden, away))
+        if index.shape[1] > k:
+            next_one = np.where(hidden[:, k:], np.inf, away[:, k:])
+            tied = away >= next_one * (1 - TIE)
+            few = (hidden | tied)[:, :k].sum(1, keepdims=True) > k // 2  # many spots at one position
+            hidden = hidden | (tied & ~few)
+        return index[:, :k], hidden[:, :k]
 
 
 def section_rates(data: SpotData) -> NDArray:
@@ -308,12 +319,15 @@ class LoFiSpots:
         Networks whose log-rates are averaged.
     config
         Numbers of the field.
+    n_dims
+        Number of dimensions of the positions.
     """
 
     genes: NDArray
     encoder: Encoder
     members: tuple[LocalNet, ...]
     config: LoFiConfig
+    n_dims: int = 2
 
     @torch.no_grad()
     def rates(self, data: SpotData, coords: NDArray | None = None, *, include_self: bool = False) -> NDArray:
@@ -331,17 +345,34 @@ class LoFiSpots:
         Returns
         -------
         (M, C) rates, where C is the number of genes of `data`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If genes are unknown, positions have another number of dimensions than those of the training, or `coords` is not finite.
         """
+        self._check(data)
+        coords = None if coords is None else coordinates("coords", coords, (self.n_dims,))
         section = self.encoder.read(data, self.config.latent_limit)
         place = {name: i for i, name in enumerate(self.genes)}
         columns = torch.tensor([place[name] for name in data.genes])
-        query = section.coords if coords is None else np.asarray(coords, float) / section.pitch
+        query = section.coords if coords is None else coords / section.pitch
         out = np.empty((len(query), len(columns)))
         for start in range(0, len(query), QUERIES):
             rows = slice(start, start + QUERIES)
             eta = self._relative(section, query[rows], coords is None, include_self)[:, columns]
             out[rows] = np.exp(eta.double().numpy() + section.log_rate)
         return out
+
+    def _check(self, data: SpotData) -> None:
+        """Require known genes, and positions of the right number of dimensions."""
+        unknown = np.setdiff1d(data.genes, self.genes)
+        if len(unknown):
+            msg = f"`data` has {len(unknown)} genes that the model does not know, such as {str(unknown[0])!r}: take those in `genes` first"
+            raise ValueError(msg)
+        if data.coords.shape[1] != self.n_dims:
+            msg = f"positions have {data.coords.shape[1]} columns, and the model was trained on {self.n_dims}: expected the same number"
+            raise ValueError(msg)
 
     def _relative(self, section: Encoded, query: NDArray, at_spots: bool, include_self: bool) -> Tensor:
         """Log-rates (M, G) at points relative to the mean rates of the section; `at_spots` hides the spots at the points."""
@@ -364,6 +395,7 @@ class LoFiSpots:
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
             "genes": list(map(str, self.genes)),
+            "n_dims": self.n_dims,
             "encoder": encoder | {"genes": list(map(str, self.encoder.genes)), "precision": self.encoder.precision},
             "members": members,
         }
@@ -387,7 +419,7 @@ class LoFiSpots:
         encoder = Encoder(**parts | {"genes": np.array(parts["genes"])})
         members = []
         for weights in content["members"].values():
-            with torch.random.fork_rng(devices=[]):  # starting weights are drawn, and then replaced
+            with seeded(0):  # starting weights are drawn, and then replaced
                 net = LocalNet(config.n_heads, len(encoder.variance), len(genes), config)
             storage.fill(net, weights)
             members.append(net.eval())
@@ -395,4 +427,4 @@ class LoFiSpots:
         if not members or not all(np.isfinite(array).all() for array in arrays):
             msg = "members are missing, or numbers are not finite"
             raise ValueError(msg)
-        return cls(genes, encoder, tuple(members), config)
+        return cls(genes, encoder, tuple(members), config, whole(2, 3)("n_dims", content["n_dims"]))

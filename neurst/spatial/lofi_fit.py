@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neurst.core.fit import OnStep
 from neurst.core.likelihood import Poisson
 from neurst.core.progress import OnProgress, StepCounter
-from neurst.core.train import TrainConfig, train
+from neurst.core.train import TrainConfig, seeded, train
 from neurst.spatial.data import SpotData
 from neurst.spatial.geometry import kd_tree
 from neurst.spatial.loadings import signs
@@ -133,9 +133,11 @@ def fit_lofi(
         stage = counter.stage(f"member {number + 1} of {config.n_members}", config.steps)
         members.append(_fit_member(draws, encoder, config, numbers, stage, rng))
     genes = sections[0].genes
-    return LoFiSpots(
-        genes, encoder, tuple(_with_all_genes(net, draws, encoder, genes, config) for net in members), config
-    )
+    stage = counter.stage("loadings of further genes", len(members))
+    for number, net in enumerate(members):
+        members[number] = _with_all_genes(net, draws, encoder, genes, config)
+        stage(number, np.nan)
+    return LoFiSpots(genes, encoder, tuple(members), config, sections[0].coords.shape[1])
 
 
 def learn_encoder(sections: Sequence[SpotData], config: LoFiConfig) -> Encoder:
@@ -178,7 +180,11 @@ def _agreement(data: SpotData, encoder: Encoder) -> tuple[NDArray, NDArray]:
     here, there = encoder.columns(data.genes)
     size, share = encoder.sizes(data)
     n = len(size)
-    near = kd_tree(data.coords).query(data.coords, min(AGREEING + 1, n))[1][:, 1:]
+    near = kd_tree(data.coords).query(data.coords, min(AGREEING + 1, n))[1]
+    # at shared positions the spot itself need not come first
+    own = near == np.arange(n)[:, None]
+    own[~own.any(1), -1] = True
+    near = near[~own].reshape(n, -1)
     pattern = np.ones(near.size), (np.arange(n).repeat(near.shape[1]), near.ravel())
     around = sparse.csr_array(pattern, shape=(n, n))
     values, scale = data.values[:, there], 1 / np.sqrt(encoder.share[here])
@@ -227,19 +233,27 @@ def _fit_member(
     rng: np.random.Generator,
 ) -> LocalNet:
     """A network trained on most spots, at the step at which it predicts the others best."""
-    chosen = [rng.random(len(part.data.coords)) < config.held_out for part in draws]
+    chosen = [_held_out(len(part.data.coords), config.held_out, rng) for part in draws]
     taught = [part.take(np.flatnonzero(~out[part.spots])) for part, out in zip(draws, chosen, strict=True)]
     asked = [part.take(np.flatnonzero(out[part.spots])) for part, out in zip(draws, chosen, strict=True)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(numbers.random_state)  # of the starting weights and of dropout
+    with seeded(numbers.random_state):  # of the starting weights and of dropout
         net = LocalNet(config.n_heads, len(encoder.variance), len(encoder.genes), config)
         net.gate.data = gates(taught, encoder, config)
         loadings, intercept = solve_loadings(net, taught, encoder.genes, config)
         net.loadings.data, net.intercept.data = loadings, intercept
-        best = _Best(net, [_sample(part, MOST_CHECKED // len(draws), rng) for part in asked], encoder.genes, stage)
+        best = _Best(
+            net, [_sample(part, MOST_CHECKED // len(draws), rng) for part in asked], encoder.genes, stage, config.steps
+        )
         train(net, _Batches(taught, encoder.genes, config.batch), _Loss(net, taught, config), numbers, on_step=best)
     net.load_state_dict(best.weights)
     return net.eval()
+
+
+def _held_out(n: int, share: float, rng: np.random.Generator) -> NDArray:
+    """A random share of n spots, at least one; at least one other spot is left."""
+    out = np.zeros(n, dtype=bool)
+    out[rng.permutation(n)[: min(n - 1, max(1, round(share * n)))]] = True
+    return out
 
 
 def _sample(part: Draws, most: int, rng: np.random.Generator) -> Draws:
@@ -329,14 +343,20 @@ def mean_loss(net: LocalNet, batch: tuple[Tensor, ...]) -> Tensor:
 class _Best:
     """Follows a training, and keeps the weights that predict spots best that it does not see."""
 
-    def __init__(self, net: LocalNet, draws: Sequence[Draws], genes: NDArray, stage: OnStep):
-        self.net, self.stage, self.lowest, self.weights = net, stage, np.inf, copy.deepcopy(net.state_dict())
+    def __init__(self, net: LocalNet, draws: Sequence[Draws], genes: NDArray, stage: OnStep, steps: int):
+        self.net, self.stage, self.steps, self.lowest, self.weights = (
+            net,
+            stage,
+            steps,
+            np.inf,
+            copy.deepcopy(net.state_dict()),
+        )
         asked = [part for part in draws if len(part.spots)]
         self.batches = [(part.heads, part.explained, *part.targets(genes).of(part.spots)) for part in asked]
         self._check()
 
     def __call__(self, step: int, objective: float) -> None:
-        if (step + 1) % CHECK_EVERY == 0:
+        if (step + 1) % CHECK_EVERY == 0 or step == self.steps - 1:
             self._check()
         self.stage(step, objective)
 
@@ -345,7 +365,7 @@ class _Best:
         self.net.eval()
         loss = sum(float(mean_loss(self.net, batch)) * batch[2].numel() for batch in self.batches)
         self.net.train()
-        if loss < self.lowest:
+        if loss < self.lowest or not self.batches:  # without held-out draws, the last weights are kept
             self.lowest = loss
             self.weights = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
 

@@ -132,9 +132,10 @@ def test_types_of_pictures(dtype):
     assert model(given.astype("float32"), sigma=0.1).dtype == np.float32
 
 
-def test_the_noise_is_estimated():
+def test_the_noise_is_estimated_for_each_channel():
     model, y = untrained(), np.random.default_rng(0).standard_normal((60, 60))
     np.testing.assert_array_equal(model(y), model(y, sigma=noise_level(y)))
+    np.testing.assert_array_equal(model(np.stack([0.1 * y, y], -1))[..., 1], model(y))
 
 
 def test_a_result_with_more_pixels_covers_the_same_area():
@@ -253,6 +254,37 @@ def test_pairs_and_channels():
     y = [a + 0.2 * rng.standard_normal(a.shape) for a in x]
     model = fit_lofi(x, inputs=y, spec=LoFiSpec(channels=2, width=16), steps=40, progress=False)
     assert metrics.psnr(model(y[0]), x[0]) > metrics.psnr(y[0], x[0]) + 3
+
+
+def test_models_that_read_whole_pictures_take_other_shapes():
+    x = [np.random.default_rng(0).random(shape) for shape in ((30, 40), (40, 36), (30, 40))]
+    for spec in (LoFiSpec(filter="radial", width=8), LoFiSpec(width=8)):
+        warp = Warp() if spec.filter == "none" else None
+        for seed in range(3):
+            fit_lofi(x, inputs=x, spec=spec, warp=warp, steps=6, random_state=seed, progress=False)
+
+
+def test_a_function_that_degrades_in_place_does_not_change_the_clean_pictures():
+    x = waves(1)
+    before = x[0].copy()
+
+    def degrade(clean, rng):
+        clean += 0.1 * rng.standard_normal(clean.shape)
+        return clean
+
+    fit_lofi(x, degrade=degrade, steps=3, progress=False)
+    np.testing.assert_array_equal(x[0], before)
+
+
+def test_a_model_does_not_change_what_it_is_made_of():
+    y, at = picture(untrained()), [[3.0, 4.0]]
+    model = LoFi(untrained().net, warp=Warp("smooth"))
+    first = model.warp.at(at, shape=(9, 9))
+    model(y, sigma=0.1)
+    np.testing.assert_array_equal(model.warp.at(at, shape=(9, 9)), first)
+    one = pretrained_lofi()
+    one.net.positions.data.zero_()
+    assert float(pretrained_lofi().net.positions.abs().max()) > 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -390,7 +422,7 @@ WRONG = {
     "degrade is no function": (lambda: fit_lofi(CLEAN, degrade=3), TypeError, "`degrade=3`: expected None or a function"),
     "degrade changes the shape": (lambda: fit_lofi(CLEAN, degrade=lambda x, rng: x[1:]), ValueError, "`degrade` gave a picture of shape"),
     "noise levels in the wrong order": (lambda: fit_lofi(CLEAN, sigma=(0.3, 0.1)), ValueError, "the least and the largest noise level"),
-    "no noise": (lambda: fit_lofi(CLEAN, sigma=(0.0, 0.1)), ValueError, "`sigma=.*expected a positive"),
+    "no noise": (lambda: fit_lofi(CLEAN, sigma=(0.0, 0.1)), ValueError, "`sigma=.*each a positive"),
     "a filter for white noise": (lambda: fit_lofi(CLEAN, spec=LoFiSpec(filter="radial")), ValueError, "a filter is for noise that is correlated"),
     "a warp without inputs": (lambda: fit_lofi(CLEAN, warp=Warp()), ValueError, "`warp` is given without"),
     "steps": (lambda: fit_lofi(CLEAN, steps=0), ValueError, "`steps=0`: expected a whole number >= 1"),
@@ -406,7 +438,12 @@ WRONG = {
     "another shape": (lambda: untrained(filter="free")(CLEAN[0]), ValueError, r"expected \(37, 52\), that of the training"),
     "coordinates": (lambda: untrained().at(CLEAN[0], [1.0, 2.0], sigma=1), ValueError, r"`coords` has shape \(2,\): expected \(N, 2\)"),
     "infinite coordinates": (lambda: untrained().at(CLEAN[0], [[np.inf, 2.0]], sigma=1), ValueError, "`coords` is not finite"),
-    "shape of the result": (lambda: untrained()(CLEAN[0], sigma=1, shape=(3,)), ValueError, "`shape="),
+    "shape of the result": (lambda: untrained()(CLEAN[0], sigma=1, shape=(3,)), ValueError, r"`shape=\(3,\)`: expected None or \(height, width\)"),
+    "a number as shape": (lambda: untrained().at(CLEAN[0], [[1.0, 2.0]], sigma=1, shape=3), TypeError, "`shape=3`"),
+    "a number as range of levels": (lambda: fit_lofi(CLEAN, sigma=0.1), TypeError, r"`sigma=0.1`: expected \(least, largest\) noise level"),
+    "coordinates far away": (lambda: untrained().at(CLEAN[0], [[1e20, 0.0]], sigma=1), ValueError, "`coords` go up to 1e\\+20"),
+    "shape of a warp": (lambda: Warp().at([[1.0, 2.0]], shape=5), TypeError, "`shape=5`: expected"),
+    "one colour picture": (lambda: fit_lofi(np.ones((20, 20, 3))), ValueError, "expected a list of pictures"),
     "kind of a warp": (lambda: learn_geometry(CLEAN, CLEAN, kind="rigid"), ValueError, "`kind='rigid'`: expected 'affine' or 'smooth'"),
     "pairs of a warp": (lambda: learn_geometry(CLEAN, []), ValueError, "`targets` is empty"),
 }  # fmt: skip

@@ -217,6 +217,16 @@ WRONG = {
         r"`maps` .* expected numbers \(n_coils, 12, 9\)",
     ),
     "maps of zeros": (lambda: op.multicoil(MASK, 0 * MAPS), ValueError, "`maps` .* 0 everywhere"),
+    "frequencies in wavelengths": (
+        lambda: op.interferometer(SHAPE, [[4e3, 0.0]]),
+        ValueError,
+        "`uv` goes up to 4e\\+03: expected angular frequencies",
+    ),
+    "entries that do not fit the data": (
+        lambda: op.Operator(SHAPE, (3,), sum, sum, 1.0, observed=torch.ones(4)),
+        ValueError,
+        "`Operator.observed` has shape",
+    ),
     "no angles": (lambda: op.radon(SHAPE, []), ValueError, r"`angles` has shape \(0,\)"),
     "NaN among angles": (lambda: op.radon(SHAPE, [0, np.nan]), ValueError, "`angles` .* finite"),
     "data of another transform": (

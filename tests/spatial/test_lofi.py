@@ -11,9 +11,10 @@ from neurst.spatial.data import SpotData
 from neurst.spatial.evaluate.scores import deviance_explained
 from neurst.spatial.evaluate.splits import split
 from neurst.spatial.lofi import KIND, LoFiConfig, LoFiSpots, spacing
-from neurst.spatial.lofi_fit import fit_lofi
+from neurst.spatial.lofi_fit import fit_lofi, learn_encoder
 from neurst.spatial.observation import Counts
 
+TRAINED = LoFiConfig(steps=45, n_members=1, width=16, rounds=4)
 SMALL = LoFiConfig(steps=20, n_members=1, width=16, rounds=2)
 
 
@@ -70,6 +71,49 @@ def test_units_turns_and_reflections_do_not_matter(model):
         model.rates(other, moved(data.coords + 0.01)), model.rates(data, data.coords + 0.01), rtol=1e-4
     )
     assert spacing(moved(data.coords)) == pytest.approx(350 * spacing(data.coords))
+
+
+def lattice(side=20):
+    """Counts on a hexagonal lattice, on which many spots are equally far."""
+    rows, columns = np.mgrid[:side, :side]
+    coords = np.column_stack([(columns + rows % 2 / 2).ravel(), (rows * np.sqrt(3) / 2).ravel()])
+    data = spots(4, n=side * side)
+    return SpotData(coords, data.values, data.genes, data.observation)
+
+
+def test_on_a_lattice_neither_the_order_of_the_spots_nor_turns_matter(model):
+    data, order = lattice(), np.random.default_rng(0).permutation(400)
+    np.testing.assert_allclose(model.rates(data.take(order)), model.rates(data)[order], rtol=1e-4)
+    other = SpotData(moved(data.coords), data.values, data.genes, data.observation)
+    np.testing.assert_allclose(model.rates(other), model.rates(data), rtol=1e-3)
+
+
+def test_the_last_step_of_a_training_is_scored_and_training_helps(monkeypatch):
+    data = spots(2)
+    train, test = split(data.coords, "mixed")
+    trained = fit_lofi([data.take(train)], TRAINED, device="cpu")
+    monkeypatch.setattr("neurst.spatial.lofi_fit.train", lambda *args, **kwargs: None)
+    started = fit_lofi([data.take(train)], TRAINED, device="cpu")
+    assert float(trained.members[0].correction[-1].weight.detach().abs().max()) > 1e-3
+    assert float(started.members[0].correction[-1].weight.detach().abs().max()) == 0
+    values = [score(each, data.take(train), data.take(test)) for each in (trained, started)]
+    assert values[0] > values[1]
+
+
+def test_two_spots_at_one_position_are_no_neighbours_of_themselves():
+    rng = np.random.default_rng(0)
+    coords, size = rng.random((400, 2)).repeat(2, 0), np.full(800, 100.0)
+    counts = rng.poisson(2.0, (800, 30)).astype(np.float32)
+    data = SpotData(coords, counts, np.array([f"g{i}" for i in range(30)]), Counts(size))
+    assert learn_encoder([data], LoFiConfig()).directions.shape[1] <= 6  # of 20; there is nothing but noise
+
+
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_there_are_always_spots_to_train_on_and_to_score(share):
+    for seed in range(4):
+        few = spots(seed, n=6)
+        config = LoFiConfig(steps=3, n_members=1, width=8, rounds=1, held_out=share)
+        assert np.isfinite(fit_lofi([few], config, device="cpu", random_state=seed).rates(few)).all()
 
 
 def test_the_order_of_spots_and_genes_and_the_container_do_not_matter_to_a_prediction(model):
@@ -225,6 +269,10 @@ def test_spots_outside_the_tissue_are_predicted_and_do_not_take_part(trained):
     adata.obs.loc[adata.obs_names[:5], "in_tissue"] = 0
     tl.lofi_predict(adata, model=trained)
     assert np.isfinite(adata.layers["lofi"]).all()
+    other = adata.copy()
+    other.X[:5] = other.X[5:10]
+    tl.lofi_predict(other, model=trained)
+    np.testing.assert_array_equal(other.layers["lofi"], adata.layers["lofi"])
 
 
 def wrong(adata, **changes):
@@ -243,7 +291,21 @@ def renamed():
     return adata
 
 
+def of_another_section():
+    return tl.lofi_fit([section(), normalised()], config=SMALL)
+
+
 WRONG = {
+    "values of the second section": (lambda m: of_another_section(), ValueError, "section 2 of 2: .*local fields need counts"),
+    "an AnnData of predictions": (
+        lambda m: tl.lofi_predict(tl.lofi_query(section(), section().obsm["spatial"], model=m), model=m), ValueError, "would overwrite|need counts",
+    ),
+    "a model of positions in the plane on solid ones": (
+        lambda m: m.rates(SpotData(np.ones((4, 3)), np.ones((4, 1)), m.genes[:1], Counts(np.ones(4)))), ValueError, "trained on 2",
+    ),
+    "a gene that the model does not know": (
+        lambda m: m.rates(SpotData(np.ones((4, 2)), np.ones((4, 1)), np.array(["z"]), Counts(np.ones(4)))), ValueError, "does not know, such as 'z'",
+    ),
     "no AnnData": (lambda m: tl.lofi_fit([1]), TypeError, "`adatas=.*expected an AnnData"),
     "an empty list": (lambda m: tl.lofi_fit([]), ValueError, "`adatas="),
     "normalised values": (lambda m: tl.lofi_fit(normalised()), ValueError, "local fields need counts"),

@@ -2,6 +2,7 @@ r"""Local neural fields: the value at any coordinate from the observed values ar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from neurst.core import storage
-from neurst.core.arguments import NONE, PATH, SIZE, checked, coordinates, several
+from neurst.core.arguments import NONE, PATH, SIZE, checked, coordinates, pair
 from neurst.imaging.arrays import SIGMA, noise_level
 from neurst.imaging.lofi.net import CHUNK, LoFiNet
 from neurst.imaging.lofi.pictures import Picture, tensor
@@ -27,7 +28,9 @@ from neurst.imaging.lofi.warp import Warp
 KIND = "lofi"  # of a saved file
 FORMAT = 1  # of its content; raise it when the layout changes
 TILE = 64  # side in pixels of the parts in which a picture is computed
-SHAPE = (NONE | several(SIZE, least=2)).advised("the height and width of the result")
+NOISE_SIDE = 1024  # of the part from which a noise level is estimated
+FARTHEST = 1e9  # coordinates in pixels
+SHAPE = NONE | pair(SIZE, "(height, width)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class LoFi:
     def __init__(self, net: LoFiNet, *, unit: float | None = None, warp: Warp | None = None):
         self.net, self.unit, self.warp = net.eval().requires_grad_(False), unit, warp
         if warp is not None:
-            warp.eval().requires_grad_(False)
+            warp.double().eval().requires_grad_(False)
 
     @property
     def spec(self) -> LoFiSpec:
@@ -83,7 +86,8 @@ class LoFi:
         image
             (H, W), or (H, W, C) for any C if the model has one channel. Unsigned integers are scaled to [0, 1].
         sigma
-            Standard deviation of the noise in the units of the picture; None estimates it. Only for models that were trained for noise levels.
+            Standard deviation of the noise in the units of the picture (of the range from 0 to 1, for unsigned integers). None estimates it, for each channel if the model has one, from the middle 1,024 x 1,024 pixels. Only for models
+            that were trained for noise levels.
         shape
             (H', W') of the result over the same area, whose pixel i is at ``(i + 1/2) H / H' - 1/2``; None is the shape of `image`.
 
@@ -134,7 +138,7 @@ class LoFi:
             (H, W) of the picture that the coordinates belong to, for a model with a warp; None is that of `image`.
         """
         picture, shape = Picture.of("image", image), SHAPE("shape", shape)
-        points = torch.from_numpy(coordinates("coords", coords, (2,)))
+        points = _points(coords)
         points = self._warped(points, shape or picture.shape, picture.shape)
         planes = [
             standard.shift + standard.scale * self._at(standard, points) for standard in self._planes(picture, sigma)
@@ -153,7 +157,7 @@ class LoFi:
             As in :meth:`at`.
         """
         picture = Picture.of("image", image)
-        points = torch.from_numpy(coordinates("coords", coords, (2,)))
+        points = _points(coords)
         points = self._warped(points, picture.shape, picture.shape)
         standard = next(iter(self._planes(picture, sigma)))
         out = np.empty((len(points), *self.net.positions.shape))
@@ -163,26 +167,21 @@ class LoFi:
         return out
 
     def _warped(self, points: Tensor, shape: tuple[int, int], source: tuple[int, int]) -> Tensor:
-        return points if self.warp is None else self.warp.double()(points, shape, source)
+        return points if self.warp is None else self.warp(points, shape, source)
 
     def _planes(self, picture: Picture, sigma: float | None) -> list[Standard]:
         """The picture in the units of the network, its channels one by one for a model of one channel."""
-        channels = self.spec.channels
+        channels, sigma = self.spec.channels, SIGMA("sigma", sigma)
         if channels not in (1, picture.channels):
             msg = f"`image` has {picture.channels} channels: expected {channels}, as in training"
             raise ValueError(msg)
-        scale = self._scale(picture, SIGMA("sigma", sigma))
-        mean = np.zeros(picture.channels) if self.spec.head == "value" else picture.moments()[0]
-        parts = (
-            [picture]
-            if channels > 1
-            else [Picture(picture.values[..., c : c + 1], picture.scale) for c in range(picture.channels)]
-        )
-        shifts = [mean] if channels > 1 else np.split(mean, len(mean))
-        return [
-            Standard(part, shift, scale, self._filtered(part, shift, scale))
-            for part, shift in zip(parts, shifts, strict=True)
-        ]
+        single = [Picture(picture.values[..., c : c + 1], picture.scale) for c in range(picture.channels)]
+        planes = []
+        for part in single if channels == 1 else [picture]:
+            scale = self._scale(part, sigma)
+            shift = np.zeros(channels) if self.spec.head == "value" else part.moments()[0]
+            planes.append(Standard(part, shift, scale, self._filtered(part, shift, scale)))
+        return planes
 
     def _scale(self, picture: Picture, sigma: float | None) -> float:
         if not self.net.in_noise_units:
@@ -190,7 +189,9 @@ class LoFi:
                 msg = f"`sigma={sigma:g}`: expected None, as this model was trained on inputs of its own and reads no noise level"
                 raise ValueError(msg)
             return self.unit
-        sigma = noise_level(picture.whole()) if sigma is None else sigma
+        if sigma is None:
+            middle = [(max(0, (n - NOISE_SIDE) // 2), min(n, NOISE_SIDE)) for n in picture.shape]
+            sigma = noise_level(picture.part(middle[0][0], middle[1][0], middle[0][1], middle[1][1]))
         if not sigma > 0:
             msg = f"`sigma={sigma:g}`: expected the standard deviation of noise that is there; data without noise need no smoothing"
             raise ValueError(msg)
@@ -248,6 +249,16 @@ class LoFi:
         storage.save(PATH("path", path), KIND, content | ({} if warp is None else {"warp": warp}))
 
 
+def _points(coords: ArrayLike) -> Tensor:  # (N, 2)
+    array = coordinates("coords", coords, (2,))
+    if np.abs(array).max(initial=0) > FARTHEST:
+        msg = (
+            f"`coords` go up to {np.abs(array).max():.3g}: expected (row, column) in pixels, at most {FARTHEST:g} away"
+        )
+        raise ValueError(msg)
+    return torch.from_numpy(array)
+
+
 @checked(path=PATH)
 def load_lofi(path: str | os.PathLike) -> LoFi:
     """The model in a file that :meth:`LoFi.save` wrote.
@@ -296,13 +307,20 @@ def _built(content: dict[str, Any]) -> LoFi:
 SHIPPED = Path(__file__).with_name("denoiser.safetensors")  # which benchmarks/train_lofi.py writes
 
 
-@functools.cache
 def pretrained_lofi() -> LoFi:
-    """The model that ships with the package: for Gaussian noise of any level, trained on twelve grey photographs by benchmarks/train_lofi.py.
+    """The model that ships with the package: for Gaussian noise of 1 to 35 % of the range, trained on twelve grey photographs by benchmarks/train_lofi.py.
+
+    Each call gives a copy.
 
     Examples
     --------
     >>> pretrained_lofi().spec.channels
     1
     """
+    return copy.deepcopy(shipped_lofi())
+
+
+@functools.cache
+def shipped_lofi() -> LoFi:
+    """The same model, one for all callers, which is not to be changed."""
     return load_lofi(SHIPPED)

@@ -91,8 +91,8 @@ def as_pictures(name: str, pictures: Sequence[ArrayLike]) -> list[Picture]:
     TypeError, ValueError
         For an empty list, one array instead of a list, other numbers of channels, and as :meth:`Picture.of`.
     """
-    if hasattr(pictures, "ndim") and pictures.ndim == 2:
-        msg = f"`{name}` is one array of shape {tuple(pictures.shape)}: expected a list of pictures, such as [picture]"
+    if hasattr(pictures, "ndim") and pictures.ndim <= 3:
+        msg = f"`{name}` is one array of shape {tuple(pictures.shape)}: expected a list of pictures, such as [picture], or list(stack) for a stack of them"
         raise ValueError(msg)
     if isinstance(pictures, (str, bytes, dict)) or not hasattr(pictures, "__iter__"):
         msg = f"`{name}` is a {type(pictures).__name__}: expected a list of pictures (H, W) or (H, W, C)"

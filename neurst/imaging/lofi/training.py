@@ -25,13 +25,13 @@ from neurst.core.arguments import (
     checked,
     instance,
     number,
-    several,
+    pair,
     shown,
     whole,
 )
 from neurst.core.fit import DEVICE
 from neurst.core.progress import StepCounter, progress_bar
-from neurst.core.train import TrainConfig, train
+from neurst.core.train import TrainConfig, seeded, train
 from neurst.imaging.lofi.model import LoFi
 from neurst.imaging.lofi.net import HIGHEST, PIECES, LoFiNet
 from neurst.imaging.lofi.pictures import Picture, as_pairs, as_pictures, standard_deviation, tensor
@@ -103,7 +103,7 @@ class Pairs:
 def degraded(degrade: Degrade, clean: Picture, k: int, generator: torch.Generator) -> Picture:
     """What a user's function makes of a picture."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    whole_picture = clean.whole()
+    whole_picture = np.array(clean.whole())  # a copy, as the function may write into it
     given = whole_picture[..., 0] if clean.channels == 1 else whole_picture
     found = Picture.of("degrade(picture, rng)", degrade(given, np.random.default_rng(seed)))
     if (found.shape, found.channels) != (clean.shape, clean.channels):
@@ -122,7 +122,7 @@ def _function(value: object) -> object:
     clean=ANYTHING,
     degrade=NONE | Rule(("a function of a picture and a numpy random generator, which gives a picture",), _function),
     inputs=ANYTHING,
-    sigma=several(POSITIVE, least=2).advised("the least and the largest noise level"),
+    sigma=pair(POSITIVE, "(least, largest) noise level"),
     spec=instance(LoFiSpec, "a `LoFiSpec`"),
     warp=NONE | instance(Warp, "a `Warp`, which `learn_geometry` gives"),
     config=instance(LoFiTraining, "a `LoFiTraining`"),
@@ -147,7 +147,7 @@ def fit_lofi(
 ) -> LoFi:
     r"""Train a local neural field :cite:p:`Khorashadizadeh2024`.
 
-    Minimises the mean of :math:`|f(t; y) - x(t)|` over random points t of pictures x and their degraded versions y, in random turns and flips, with Adam. Noise is drawn afresh in every step; a level :math:`\sigma` is drawn
+    Minimises the mean of :math:`|f(t; y) - x(t)|` over random points t of pictures x and their degraded versions y with Adam. Windows are turned and flipped at random; models with a filter or a warp read whole pictures, as they are. Noise is drawn afresh in every step; a level :math:`\sigma` is drawn
     log-uniformly, and its errors are divided by :math:`\sigma + 0.02`.
 
     Parameters
@@ -163,7 +163,7 @@ def fit_lofi(
     spec
         Numbers of the model.
     warp
-        Where inputs are read for each point of the target, from :func:`learn_geometry`; it is trained further with the model. The inputs may then have other shapes than the clean pictures.
+        Where inputs are read for each point of the target, from :func:`learn_geometry`; it is trained further with the model. Pictures in `inputs` may then have other shapes than the clean ones.
     config
         Numbers of the method.
     steps
@@ -198,7 +198,7 @@ def fit_lofi(
     if degrade is not None and inputs is not None:
         msg = "`degrade` and `inputs` are both given: expected at most one of them"
         raise ValueError(msg)
-    if not sigma[0] <= sigma[1] or len(sigma) > 2:
+    if not sigma[0] <= sigma[1]:
         msg = f"`sigma={shown(sigma)}`: expected the least and the largest noise level"
         raise ValueError(msg)
     if warp is not None and degrade is None and inputs is None:
@@ -211,8 +211,7 @@ def fit_lofi(
         raise ValueError(msg)
     noisy = degrade is None and inputs is None
     unit = None if noisy else standard_deviation(pairs.inputs)
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.manual_seed(random_state)
+    with seeded(random_state):  # layers draw their first weights from the global generator
         net = LoFiNet(spec, in_noise_units=noisy, shape=_common_shape(pairs, spec))
     if spec.filter != "none":
         if noisy:
@@ -316,7 +315,8 @@ def whole_batch(pairs: Pairs, unit: float, spec: LoFiSpec, config: LoFiTraining,
     """Random points of random whole pictures that have the same shapes."""
     pick = lambda n: int(torch.randint(n, (), generator=generator))
     shapes = [(a.shape, b.shape) for a, b in zip(pairs.inputs, pairs.targets, strict=True)]
-    alike = [k for k, each in enumerate(shapes) if each == shapes[pick(len(shapes))]] or [0]
+    first = shapes[pick(len(shapes))]
+    alike = [k for k, each in enumerate(shapes) if each == first]
     chosen = [alike[pick(len(alike))] for _ in range(min(config.windows, len(alike)))]
     channel = pick(pairs.targets[0].channels)
     keep = slice(channel, channel + 1) if spec.channels == 1 else slice(None)

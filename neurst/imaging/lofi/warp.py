@@ -6,19 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from neurst.core.arguments import ANYTHING, FLAG, SEED, check_fields, checked, coordinates, instance, one_of
+from neurst.core.arguments import ANYTHING, FLAG, SEED, SIZE, check_fields, checked, coordinates, instance, one_of, pair
 from neurst.core.fit import DEVICE
 from neurst.core.progress import StepCounter, progress_bar
-from neurst.core.train import TrainConfig, train
+from neurst.core.train import TrainConfig, seeded, train
 from neurst.imaging.lofi.pictures import Picture, as_pairs, standard_deviation, tensor
 from neurst.imaging.lofi.reading import pyramid, read
 
 KINDS = ("affine", "smooth")
+SHAPE = pair(SIZE, "(height, width)")
 WIDTH = 64  # hidden units of a smooth map
 TRIAL_LEVELS = (5, 4, 3)  # of blur, at which starts are compared
 LEVELS = (3, 2, 1, 0)  # of blur, through which learning goes on
@@ -78,8 +78,7 @@ class Warp(nn.Module):
         self.matrix, self.shift = nn.Parameter(torch.eye(2)), nn.Parameter(torch.zeros(2))
         self.bend = None
         if kind == "smooth":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with seeded(0):
                 layers = [nn.Linear(2, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2)]
             self.bend = nn.Sequential(*layers)
             nn.init.zeros_(layers[-1].weight)
@@ -104,14 +103,16 @@ class Warp(nn.Module):
         source
             (H, W) of the input; None is the same shape.
         """
-        points = torch.from_numpy(coordinates("coords", coords, (2,)).astype(np.float32))
+        points = torch.from_numpy(coordinates("coords", coords, (2,))).to(self.matrix.dtype)
+        shape = SHAPE("shape", shape)
+        source = shape if source is None else SHAPE("source", source)
         with torch.no_grad():
-            return self(points, tuple(shape), tuple(source or shape)).numpy()
+            return self(points, shape, source).numpy()
 
 
 def _frame(shape: tuple[int, int], like: Tensor) -> tuple[Tensor, float]:
     """Centre of a picture, and half its longest side, in pixels."""
-    return like.new_tensor([(n - 1) / 2 for n in shape]), (max(shape) - 1) / 2
+    return like.new_tensor([(n - 1) / 2 for n in shape]), max(max(shape) - 1, 1) / 2
 
 
 @checked(

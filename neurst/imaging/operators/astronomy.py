@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from neurst.core.arguments import POSITIVE, real_array
@@ -16,6 +15,7 @@ from neurst.imaging.operators.base import Operator, picture_shape
 
 CHUNK = 2048  # visibilities that are computed at a time
 NORM_TOL = 1e-3  # relative accuracy of the norm of an interferometer, by which it is enlarged
+LARGEST_FREQUENCY = 1e3  # radians per pixel
 
 
 def lensing(shape: tuple[int, int]) -> Operator:
@@ -117,6 +117,9 @@ def interferometer(shape: tuple[int, int], uv: ArrayLike) -> Operator:
     if uv.ndim != 2 or uv.shape[1] != 2 or not len(uv) or not np.isfinite(uv).all():
         msg = f"`uv` has shape {uv.shape}: expected finite numbers (M, 2), angular frequencies along rows and columns in radians per pixel"
         raise ValueError(msg)
+    if np.abs(uv).max() > LARGEST_FREQUENCY:
+        msg = f"`uv` goes up to {np.abs(uv).max():.3g}: expected angular frequencies in radians per pixel, of which those beyond pi are sampled too coarsely; multiply wavelengths by 2 pi times the size of a pixel in radians"
+        raise ValueError(msg)
     frequencies = torch.from_numpy(uv)
 
     def waves(like: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
@@ -179,6 +182,8 @@ def _convolution(spread: Tensor, shape: tuple[int, int]) -> tuple[Callable[[Tens
 
 def _norm(normal: Callable[[Tensor], Tensor], shape: tuple[int, int], bound: float) -> float:
     """The norm of A from A'A: its largest eigenvalue by the Lanczos method, enlarged by its accuracy, and at most `bound`, which holds but is loose."""
+    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
+
     n = math.prod(shape)
     if n < 3:  # too small for the method
         return math.sqrt(bound)

@@ -71,7 +71,13 @@ class Operator:
                 msg = f"`Operator.{name}={shown(getattr(self, name))}`: expected a function of tensors"
                 raise TypeError(msg)
         if self.observed is not None:
-            object.__setattr__(self, "observed", torch.as_tensor(self.observed, dtype=torch.bool).clone())
+            observed = torch.as_tensor(self.observed, dtype=torch.bool).clone()
+            object.__setattr__(self, "observed", observed)
+            try:
+                observed.expand(self.data_shape)
+            except RuntimeError:
+                msg = f"`Operator.observed` has shape {tuple(observed.shape)}: expected one that broadcasts to `data_shape`, {self.data_shape}"
+                raise ValueError(msg) from None
 
     def normalised(self) -> Operator:
         """The operator divided by its norm, for data that are divided by it too."""

@@ -28,6 +28,7 @@ from neurst.core.arguments import (
     whole,
 )
 from neurst.core.progress import StepCounter, progress_bar
+from neurst.core.train import seeded
 from neurst.core.weight_net import DENOISER, WeightNet
 from neurst.imaging.arrays import SIGMA
 from neurst.imaging.operators import Operator
@@ -132,8 +133,7 @@ class LearnedTGV(nn.Module):
         self.config = config = instance(LearnedConfig, "a `neurst.imaging.tgv.LearnedConfig`")("config", config)
         random_state = SEED("random_state", random_state)
         starts = (config.first_start, config.second_start) if config.slopes else (config.first_start,)
-        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-            torch.manual_seed(random_state)
+        with seeded(random_state):  # layers draw their first weights from the global generator
             self.net = WeightNet(starts, config.width, config.depth, config.log_range, 1 + config.reads_both)
         self.register_buffer("log_starts", torch.tensor(starts).log(), persistent=False)
         self.log_ratios = nn.Parameter(torch.tensor([config.ratio, config.ratio, 3.0]).log())

@@ -63,12 +63,19 @@ def read_sections(
     size_factors: str | None,
 ) -> list[SpotData]:
     """The counts of all sections; those after the first may lack some of its genes."""
-    sections, names = [], genes
-    for number, adata in enumerate(split_sections(adatas, library_key)):
-        if number:
-            read.check_var_names(adata)
-            names = shared_genes(adata, sections[0].genes, f"section {number + 1}", "section 1")
-        sections.append(read_section(adata, names, layer, spatial_key, library_key, size_factors).data)
+    sections, names, parts = [], genes, split_sections(adatas, library_key)
+    for number, adata in enumerate(parts):
+        try:
+            if number:
+                read.check_var_names(adata)
+                names = shared_genes(adata, sections[0].genes, f"section {number + 1}", "section 1")
+            sections.append(read_section(adata, names, layer, spatial_key, library_key, size_factors).data)
+        except (KeyError, TypeError, ValueError) as error:
+            if len(parts) == 1:
+                raise
+            name = f" ({library_key}: {str(adata.obs[library_key].iloc[0])!r})" if library_key else ""
+            msg = f"section {number + 1} of {len(parts)}{name}: {error.args[0]}"
+            raise type(error)(msg) from None
     dims = {data.coords.shape[1] for data in sections}
     if len(dims) > 1:
         msg = f"`adata.obsm[{spatial_key!r}]` has 2 columns in some sections and 3 in others: pass sections with the same number of dimensions"
@@ -92,7 +99,7 @@ def shared_genes(adata: AnnData, known: NDArray, what: str, whose: str) -> list[
 def _own(adata: AnnData, key: str) -> list[Slot]:
     """The slots of an earlier prediction under this name."""
     entry = adata.uns.get(key)
-    if not isinstance(entry, Mapping) or entry.get("method") != METHOD:
+    if not isinstance(entry, Mapping) or entry.get("method") != METHOD or "slots" not in entry:
         return []
     return [keys.fit_slot(key), *(Slot(*str(name).split("/", 1)) for name in np.asarray(entry["slots"]).ravel())]
 
@@ -103,6 +110,18 @@ def prediction_slots(adata: AnnData, key: str, n_genes: int) -> list[Slot]:
     slots = [keys.values_slot(key, write.table_part(n_genes, adata.n_vars)), keys.fit_slot(key)]
     keys.check_free(adata, slots, _own(adata, key), key, "the prediction in")
     return slots
+
+
+def check_size(adata: AnnData, key: str, n_genes: int) -> None:
+    """Require a table that is not too large to write."""
+    size = write.table_size(adata.n_obs, n_genes, adata.n_vars)
+    if size > write.LAYER_LIMIT:
+        part = write.table_part(n_genes, adata.n_vars)
+        msg = (
+            f"`adata.{part}[{key!r}]` would take {size / 1024**3:.1f} GiB: pass an AnnData with fewer genes, such as "
+            "`adata[:, genes].copy()`, or read the points you need with `neurst.tl.lofi_query`"
+        )
+        raise ValueError(msg)
 
 
 def write_prediction(
