@@ -113,7 +113,7 @@ def test_strengths_come_from_the_data_and_not_from_the_start(start):
 
     def note(image, sigma):
         strengths.append(sigma)
-        return shrink(image, sigma)
+        return shrink(image, sigma=sigma)
 
     plug_and_play(TRUTH, a, note, progress=False)
     expected, strengths[:] = list(strengths), []
