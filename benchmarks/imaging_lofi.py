@@ -1,7 +1,7 @@
 """Local neural fields: training on nine pictures, low-dose CT, learned geometry, lensing, memory and speed, and the denoiser of the package.
 
 ``NEURST_DATA=folder python benchmarks/imaging_lofi.py [tiny] [denoise] [ct] [geometry] [lensing] [cost]`` writes the tables named (all if none is) of
-docs/benchmarks_tables.md. Choices were made on crops of Kodak pictures, which no table of this script shows. Scores are PSNR in dB for the range 1, without clipping.
+docs/benchmarks_tables.md. The table `denoise` needs the package `bm3d`. Choices were made on crops of Kodak pictures, which no table of this script shows. Scores are PSNR in dB for the range 1, without clipping.
 """
 
 import os
@@ -145,11 +145,14 @@ def tiny_table() -> None:
 
 def denoise_table() -> None:
     """The models of the package beside total variation."""
+    from bm3d import bm3d
+
     local, learned = pretrained_lofi(), pretrained_denoiser()
     methods = {
         "LoFi": lambda y, sigma: local(y, sigma=sigma),
         "LoFi, noise level estimated": lambda y, sigma: local(y),
         "learned TGV": lambda y, sigma: learned.reconstruct(y, sigma=sigma),
+        "BM3D": bm3d,
     }
     lines = [
         "| pictures | noise | TV, best weight of each picture | " + " | ".join(methods) + " |",

@@ -17,7 +17,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from neurst.core.arguments import FLAG, NONE, POSITIVE, check_fields, instance, number, plain_array, shown, warn
+from neurst.core.arguments import (
+    ANYTHING,
+    FLAG,
+    NONE,
+    POSITIVE,
+    Rule,
+    check_fields,
+    checked,
+    instance,
+    number,
+    plain_array,
+    warn,
+)
 from neurst.core.grid import grad, grad_adjoint
 from neurst.core.progress import StepCounter, progress_bar
 from neurst.imaging.operators import Operator
@@ -68,6 +80,21 @@ CONFIG = instance(PlugAndPlayConfig, "a `neurst.imaging.PlugAndPlayConfig`, such
 GIVEN = NONE | POSITIVE
 
 
+def _function(value: Any) -> Any:
+    if isinstance(value, type) or not (callable(value) or hasattr(value, "reconstruct")):
+        raise TypeError
+    return value
+
+
+DENOISER = Rule(
+    ("a function `denoiser(image, sigma=sigma)` of an array that gives an array", "a `LearnedTGV`"), _function
+)
+
+
+@checked(
+    y=ANYTHING, operator=OPERATOR, denoiser=DENOISER, sigma=GIVEN, rho=GIVEN, noise=number(0), lower=NONE | number(), start=ANYTHING,
+    config=CONFIG, progress=FLAG,
+)  # fmt: skip
 def plug_and_play(
     y: ArrayLike,
     operator: Operator,
@@ -133,31 +160,27 @@ def plug_and_play(
     >>> bool(abs(found - truth)[~seen].mean() < 0.05)
     True
     """
-    config, operator = CONFIG("config", config), OPERATOR("operator", operator)
-    sigma, rho, noise = GIVEN("sigma", sigma), GIVEN("rho", rho), number(0)("noise", noise)
-    lower, denoise = (NONE | number())("lower", lower), _denoiser(denoiser)
+    denoise = denoiser.reconstruct if hasattr(denoiser, "reconstruct") else denoiser
     data, channels = _data(y, operator)
     if lower is not None and operator.complex:
         msg = f"`lower={lower:g}`: expected None, as pictures of this operator are complex"
         raise ValueError(msg)
     check_operator(operator, data.dtype)
     solver = _Solver(operator.normalised(), data / operator.norm, config)
-    first = solver.smoothest() if start is None else _picture("start", start, operator, data, channels)
-    span = _range(first)
+    smooth = solver.smoothest()
+    first = smooth if start is None else _picture("start", start, operator, data, channels)
+    bounded = lambda v: v if lower is None else v.clamp_min(lower)
+    prior = lambda w, sigma: bounded(_denoised(denoise, w, sigma, channels))
+    span = _range(smooth)  # not that of `start`, which may have any scale
     if not span > 0:
-        return _array(first, channels)  # a constant fits the data, and there is nothing to denoise
-
-    def prior(w: Tensor, sigma: float) -> Tensor:
-        v = _denoised(denoise, w, sigma, channels)
-        return v if lower is None else v.clamp_min(lower)
-
+        return _array(bounded(smooth), channels)  # a constant fits the data, and there is nothing to denoise
     if sigma is None:
-        sigmas = _falling(_range(prior(first, config.strength * span)) or span, config)
+        sigmas = _falling(_range(prior(smooth, config.strength * span)) or span, config)
     else:
         sigmas = [sigma] * config.steps
     noise = noise / operator.norm
     rhos = [max(config.least_rho, (noise / each) ** 2) if rho is None else rho for each in sigmas]
-    with progress_bar(FLAG("progress", progress)) as on_progress:
+    with progress_bar(progress) as on_progress:
         on_step = StepCounter(on_progress).stage("plug and play", config.steps)
         found = _alternate(solver, prior, first, list(zip(sigmas, rhos, strict=True)), span, on_step)
     return _array(found, channels)
@@ -230,13 +253,6 @@ def _square(x: Tensor) -> float:
     return float(x.abs().square().sum())
 
 
-def _denoiser(denoiser: Any) -> Denoiser:
-    if isinstance(denoiser, type) or not (callable(denoiser) or hasattr(denoiser, "reconstruct")):
-        msg = f"`denoiser={shown(denoiser)}`: expected a function `denoiser(image, sigma=sigma)` of an array that gives an array, or a `LearnedTGV`"
-        raise TypeError(msg)
-    return denoiser.reconstruct if hasattr(denoiser, "reconstruct") else denoiser
-
-
 def _denoised(denoise: Denoiser, w: Tensor, sigma: float, channels: bool) -> Tensor:
     """What the denoiser gives for pictures (C, H, W)."""
     if w.is_complex():
@@ -252,6 +268,9 @@ def _denoised(denoise: Denoiser, w: Tensor, sigma: float, channels: bool) -> Ten
 def _data(y: ArrayLike, operator: Operator) -> tuple[Tensor, bool]:
     """Data (C, ...) of a user, and whether they have channels."""
     values, shape = plain_array("y", y), tuple(operator.data_shape)
+    if values.dtype.kind == "c" and not operator.complex:
+        msg = f"`y` holds {values.dtype}: expected real numbers; where an operator gives real and imaginary parts, as `interferometer` and `lensing` do, pass np.stack([y.real, y.imag])"
+        raise TypeError(msg)
     if values.dtype.kind not in ("fc" if operator.complex else "f"):
         msg = f"`y` holds {values.dtype}: expected {'floats or complex numbers' if operator.complex else 'floats'}; convert it first"
         raise TypeError(msg)

@@ -106,6 +106,27 @@ def test_data_without_contrast_come_back():
     np.testing.assert_allclose(found, 2.0)
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0, 1e3])
+def test_strengths_come_from_the_data_and_not_from_the_start(start):
+    """A constant start has no range, and that of a large one says nothing of the picture."""
+    a, strengths = op.pixel_mask(np.random.default_rng(0).random(SHAPE) < 0.6), []
+
+    def note(image, sigma):
+        strengths.append(sigma)
+        return shrink(image, sigma=sigma)
+
+    plug_and_play(TRUTH, a, note, progress=False)
+    expected, strengths[:] = list(strengths), []
+    found = plug_and_play(TRUTH, a, note, start=start * np.ones(SHAPE) + start * TRUTH, progress=False)
+    assert strengths[-1] == pytest.approx(expected[-1])
+    assert np.abs(found - start * (1 + TRUTH)).max() > 0.1  # the start is not given back
+
+
+def test_constant_data_obey_the_bound():
+    found = plug_and_play(np.full(SHAPE, -2.0), op.identity(SHAPE), shrink, lower=0.0, progress=False)
+    np.testing.assert_array_equal(found, 0.0)
+
+
 def test_the_start_does_not_matter_where_the_minimum_is_unique():
     a, y = OPERATORS["blur"], data_of(OPERATORS["blur"])
     run = lambda start: plug_and_play(y, a, shrink, sigma=0.5, rho=0.2, start=start, config=EXACT, progress=False)
@@ -133,7 +154,7 @@ def test_learned_tgv_fills_gaps_better_than_the_smoothest_picture():
 GOOD = {"y": TRUTH, "operator": op.identity(SHAPE), "denoiser": shrink, "progress": False}
 WRONG = {
     "integers": ({"y": np.ones(SHAPE, int)}, TypeError, "`y` holds int64: expected floats"),
-    "complex data": ({"y": TRUTH + 0j}, TypeError, "`y` holds complex128: expected floats"),
+    "complex data": ({"y": TRUTH + 0j}, TypeError, "`y` holds complex128: expected real numbers.*np.stack"),
     "another shape": ({"y": TRUTH[1:]}, ValueError, r"`y` has shape \(13, 11\): expected \(14, 11\) or \(14, 11, C\)"),
     "a batch": ({"y": np.ones((2, *SHAPE, 1))}, ValueError, r"`y` has shape \(2, 14, 11, 1\)"),
     "NaN": ({"y": np.full(SHAPE, np.nan)}, ValueError, "`y` is not finite at 154 entries: leave them out"),
