@@ -27,7 +27,7 @@ from neurst.imaging.lofi.warp import Warp
 
 KIND = "lofi"  # of a saved file
 FORMAT = 1  # of its content; raise it when the layout changes
-TILE = 64  # side in pixels of the parts in which a picture is computed
+TILE = 128  # side in pixels of the parts in which a picture is computed
 NOISE_SIDE = 1024  # of the part from which a noise level is estimated
 FARTHEST = 1e9  # coordinates in pixels
 SHAPE = NONE | pair(SIZE, "(height, width)")

@@ -15,7 +15,7 @@ PIECES = 32  # of the radial filter
 HIGHEST = math.sqrt(0.5) + 1e-4  # frequency in cycles per pixel, at the corner of the spectrum
 CONTRAST = 0.6  # of a patch in units of the noise, inside the inverse hyperbolic sine
 FREE_SHARE = 0.1  # of the part of the weights that is not positive
-CHUNK = 1024  # points that are computed together
+CHUNK = 512  # points that are computed together
 LARGEST_MOVE = 3.0  # pixels that a refinement moves a point at most
 
 
