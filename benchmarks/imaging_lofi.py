@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 
+import imaging_data
 import numpy as np
 import torch
+from imaging_data import archive
 from skimage import io
 from tables import write
 
@@ -42,12 +43,6 @@ def root() -> Path:
     return Path(os.environ["NEURST_DATA"])
 
 
-@cache
-def archive(name: str) -> dict[str, np.ndarray]:
-    with np.load(root() / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
 def grey(path: Path) -> np.ndarray:
     """A picture in [0, 1]."""
     picture = io.imread(path) / 255
@@ -56,8 +51,7 @@ def grey(path: Path) -> np.ndarray:
 
 def crop(picture: np.ndarray, side: int = 128) -> np.ndarray:
     """The middle of a picture."""
-    top, left = ((n - side) // 2 for n in picture.shape)
-    return picture[top : top + side, left : left + side]
+    return imaging_data.crop(picture, side)
 
 
 def smaller(picture: np.ndarray, factor: int) -> np.ndarray:
@@ -257,8 +251,8 @@ def geometry_table() -> None:
     """A transposition, an affine map and a map that bends, found from one pair of pictures."""
     pictures = [crop(grey(path)) for path in sorted((root() / "images/Set12").glob("*.png"))][:6]
     rows, columns = np.mgrid[:128, :128].astype(float)
-    turn = np.deg2rad(35) + 1j * 0
-    c, s, r, q = 0.9 * np.cos(turn.real), 0.9 * np.sin(turn.real), rows - 63.5, columns - 63.5
+    turn = np.deg2rad(35)
+    c, s, r, q = 0.9 * np.cos(turn), 0.9 * np.sin(turn), rows - 63.5, columns - 63.5
     maps = {
         "transposition": ("affine", (columns, rows)),
         "turn by 35 degrees, enlarged by 1.1, shifted": ("affine", (68.5 + c * r - s * q, 60.5 + s * r + c * q)),

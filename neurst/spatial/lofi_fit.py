@@ -20,7 +20,8 @@ from neurst.core.train import TrainConfig, seeded, train
 from neurst.spatial.data import SpotData
 from neurst.spatial.geometry import kd_tree
 from neurst.spatial.loadings import signs
-from neurst.spatial.lofi import Encoded, Encoder, LocalNet, LoFiConfig, LoFiSpots, heads, section_rates
+from neurst.spatial.lofi import LocalNet, LoFiConfig, LoFiSpots, heads
+from neurst.spatial.lofi_encoder import Encoded, Encoder, section_rates
 from neurst.spatial.matrix import Matrix, dense, gene_chunks, moments, spot_chunks
 
 AGREEING = 12  # neighbours whose mean is compared with a spot, to find the channels that they share

@@ -102,7 +102,6 @@ def test_chunks_threads_and_order_do_not_matter(monkeypatch):
     y, at = picture(model, (90, 140)), np.random.default_rng(1).uniform(-20, 150, (3000, 2))
     expected, threads = model.at(y, at, sigma=0.2), torch.get_num_threads()
     whole = model(y, sigma=0.2)
-    monkeypatch.setattr("neurst.imaging.lofi.model.CHUNK", 77)
     monkeypatch.setattr("neurst.imaging.lofi.net.CHUNK", 77)
     monkeypatch.setattr("neurst.imaging.lofi.model.TILE", 23)
     order = np.random.default_rng(2).permutation(len(at))

@@ -10,7 +10,8 @@ from neurst.core import storage
 from neurst.spatial.data import SpotData
 from neurst.spatial.evaluate.scores import deviance_explained
 from neurst.spatial.evaluate.splits import split
-from neurst.spatial.lofi import KIND, LoFiConfig, LoFiSpots, spacing
+from neurst.spatial.lofi import KIND, LoFiConfig, LoFiSpots
+from neurst.spatial.lofi_encoder import spacing
 from neurst.spatial.lofi_fit import fit_lofi, learn_encoder
 from neurst.spatial.observation import Counts
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from torch import Tensor
 from neurst.core import storage
 from neurst.core.arguments import NONE, PATH, SIZE, checked, coordinates, pair
 from neurst.imaging.arrays import SIGMA, noise_level
-from neurst.imaging.lofi.net import CHUNK, LoFiNet
+from neurst.imaging.lofi.net import LoFiNet
 from neurst.imaging.lofi.pictures import Picture, tensor
-from neurst.imaging.lofi.reading import window
+from neurst.imaging.lofi.reading import pyramid, window
 from neurst.imaging.lofi.spec import LoFiSpec
 from neurst.imaging.lofi.warp import Warp
 
@@ -159,29 +160,27 @@ class LoFi:
         picture = Picture.of("image", image)
         points = _points(coords)
         points = self._warped(points, picture.shape, picture.shape)
-        standard = next(iter(self._planes(picture, sigma)))
+        standard = next(self._planes(picture, sigma))
         out = np.empty((len(points), *self.net.positions.shape))
         for rows, part, local in self._parts(standard, points):
-            offsets = self.net.patches(part, local)[1]
+            offsets = self.net.patches(pyramid(part[None], self.spec.levels), local[None])[1]
             out[rows] = (points[rows, None, None] + offsets.reshape(-1, *offsets.shape[-3:])).numpy()
         return out
 
     def _warped(self, points: Tensor, shape: tuple[int, int], source: tuple[int, int]) -> Tensor:
         return points if self.warp is None else self.warp(points, shape, source)
 
-    def _planes(self, picture: Picture, sigma: float | None) -> list[Standard]:
+    def _planes(self, picture: Picture, sigma: float | None) -> Iterator[Standard]:
         """The picture in the units of the network, its channels one by one for a model of one channel."""
         channels, sigma = self.spec.channels, SIGMA("sigma", sigma)
         if channels not in (1, picture.channels):
             msg = f"`image` has {picture.channels} channels: expected {channels}, as in training"
             raise ValueError(msg)
         single = [Picture(picture.values[..., c : c + 1], picture.scale) for c in range(picture.channels)]
-        planes = []
         for part in single if channels == 1 else [picture]:
             scale = self._scale(part, sigma)
             shift = np.zeros(channels) if self.spec.head == "value" else part.moments()[0]
-            planes.append(Standard(part, shift, scale, self._filtered(part, shift, scale)))
-        return planes
+            yield Standard(part, shift, scale, self._filtered(part, shift, scale))
 
     def _scale(self, picture: Picture, sigma: float | None) -> float:
         if not self.net.in_noise_units:
@@ -221,20 +220,18 @@ class LoFi:
         """Values at coordinates."""
         out = np.empty((len(points), self.spec.channels), np.float32)
         for rows, part, local in self._parts(standard, points):
-            out[rows] = self.net(part, local)[0].numpy()
+            out[rows] = self.net.at_points(part, local).numpy()
         return out
 
-    def _parts(self, standard: Standard, points: Tensor):
-        """Rows of points that lie in one tile, the part of the picture around it, and the points relative to this part."""
+    def _parts(self, standard: Standard, points: Tensor) -> Iterator[tuple[NDArray, Tensor, Tensor]]:
+        """For each tile, the rows of the points in it, the part of the picture around it, and the points relative to this part."""
         m, tiles = self.net.margin(), torch.div(points, TILE, rounding_mode="floor")
         order = np.lexsort(tiles.T.numpy())
         changes = np.flatnonzero((np.diff(tiles.numpy()[order], axis=0) != 0).any(1)) + 1
-        for group in np.split(order, changes):
-            for rows in np.split(group, range(CHUNK, len(group), CHUNK)):
-                if len(rows):
-                    top, left = (int(n) * TILE - m for n in tiles[rows[0]])
-                    part = standard.part(top, left, TILE + 2 * m + 1, TILE + 2 * m + 1)[None]
-                    yield rows, part, (points[rows] - torch.tensor([top, left])).float()[None]
+        for rows in np.split(order, changes) if len(points) else []:
+            top, left = (int(n) * TILE - m for n in tiles[rows[0]])
+            part = standard.part(top, left, TILE + 2 * m + 1, TILE + 2 * m + 1)
+            yield rows, part, (points[rows] - torch.tensor([top, left])).float()
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one file, which :func:`load_lofi` reads."""

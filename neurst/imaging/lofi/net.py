@@ -131,12 +131,18 @@ class LoFiNet(nn.Module):
 
     def forward(self, pictures: Tensor, points: Tensor) -> Tensor:  # -> (B, P, C)
         """Values at points (B, P, 2) of what :meth:`with_filter` gives."""
-        patches, _ = self.patches(pictures, points)
+        patches, _ = self.patches(pyramid(pictures, self.spec.levels), points)
         return self.values(patches).T.unflatten(0, points.shape[:2])
 
-    def patches(self, pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (channels of `pictures`, M, R, B P) after all refinements, and their positions relative to the points, which broadcast to (B, P, R, M, 2)."""
-        copies, offsets = pyramid(pictures, self.spec.levels), self.offsets()
+    def at_points(self, picture: Tensor, points: Tensor) -> Tensor:  # (C, h, w), (P, 2) -> (P, C)
+        """Values of one picture at any number of points."""
+        copies = pyramid(picture[None], self.spec.levels)
+        parts = [self.values(self.patches(copies, part[None])[0]) for part in points.split(CHUNK)]
+        return torch.cat(parts, 1).T
+
+    def patches(self, copies: dict[int, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (channels, M, R, B P) of the copies of pictures (B, channels, H, W) after all refinements, and their positions relative to the points, which broadcast to (B, P, R, M, 2)."""
+        offsets = self.offsets()
         patches = read_patches(copies, points, offsets, self.spec.levels)
         for network in self.moves:
             moves = LARGEST_MOVE * torch.tanh(network(self._standardised(patches)[0]))

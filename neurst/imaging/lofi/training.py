@@ -308,7 +308,7 @@ def window_batch(
     else:
         shift = source.mean((1, 2, 3), keepdim=True) if spec.head != "value" else 0
         source, target = (source - shift) / level, (target - shift) / level
-    return Batch(source, points, values_at(target, points, config), sigma, tuple(target.shape[-2:]))
+    return Batch(source, points, values_at(target, points), sigma, tuple(target.shape[-2:]))
 
 
 def whole_batch(pairs: Pairs, unit: float, spec: LoFiSpec, config: LoFiTraining, generator: torch.Generator) -> Batch:
@@ -325,7 +325,7 @@ def whole_batch(pairs: Pairs, unit: float, spec: LoFiSpec, config: LoFiTraining,
     shift = source.mean((1, 2, 3), keepdim=True) if spec.head != "value" else 0
     source, target = (source - shift) / unit, (target - shift) / unit
     points = random_points(len(chosen), tuple(target.shape[-2:]), config, generator, config.windows // len(chosen))
-    return Batch(source, points, values_at(target, points, config), None, tuple(target.shape[-2:]))
+    return Batch(source, points, values_at(target, points), None, tuple(target.shape[-2:]))
 
 
 def random_points(
@@ -340,7 +340,7 @@ def random_points(
     return points
 
 
-def values_at(target: Tensor, points: Tensor, config: LoFiTraining) -> Tensor:  # (B, C, h, w) -> (B, P, C)
+def values_at(target: Tensor, points: Tensor) -> Tensor:  # (B, C, h, w) -> (B, P, C)
     """Values of clean pictures."""
     return read(target, points[:, :, None])[..., 0].transpose(1, 2)
 
